@@ -1,0 +1,39 @@
+"""Text-prompted detection, grounding and segmentation, native to Detectron2.
+
+Importing this package makes `detectron2` importable: where no upstream Detectron2 is installed, the compact
+implementation in `grounding_dino/compat` is appended to the end of `sys.path`, so upstream always wins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+__version__ = "0.1.0"
+
+COMPAT_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compat")
+
+if importlib.util.find_spec("detectron2") is None:
+    sys.path.append(COMPAT_FOLDER)
+
+# Public name -> module that defines it; imported on first use, so that `import grounding_dino` stays cheap.
+_PUBLIC = {
+    "add_grounding_dino_config": "grounding_dino.config",
+    "get_cfg": "grounding_dino.model_zoo",
+    "load_predictor": "grounding_dino.predictor",
+    "GroundingPredictor": "grounding_dino.predictor",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,176 @@
+"""Every configuration key that this project adds to Detectron2's defaults.
+
+`add_grounding_dino_config(cfg)` is called right after `detectron2.config.get_cfg()`. Switches end in `_ON`.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_grounding_dino_config(cfg: CN) -> None:
+    """Add the keys of this project to a Detectron2 config, in place."""
+    _add_model(cfg)
+    _add_backbones(cfg)
+    _add_text_encoder(cfg)
+    _add_pixel_decoder(cfg)
+    _add_transformer_decoder(cfg)
+    _add_training(cfg)
+    _add_input(cfg)
+    _add_solver(cfg)
+
+
+def _add_model(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedDINO"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB, as all models of this family
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.EMBED_DIM = 256  # channels of image tokens, text tokens and queries
+    # Pad pictures to the batch's largest before the backbone also at inference, as the authors do; then a
+    # picture's result depends on its batch. Training always pads first.
+    cfg.MODEL.PAD_BEFORE_BACKBONE_ON = False
+    cfg.MODEL.WEIGHTS_IGNORE = []  # regular expressions of checkpoint keys (in our names) not to load
+    cfg.MODEL.WARM_START_ON = False  # load what fits from MODEL.WEIGHTS and list the rest, instead of an error
+    # Where the weights of this config are published, and what they score; informative only.
+    cfg.MODEL.RELEASE = CN()
+    cfg.MODEL.RELEASE.URL = ""
+    cfg.MODEL.RELEASE.METRIC = ""
+
+
+def _add_backbones(cfg: CN) -> None:
+    cfg.MODEL.BACKBONE.NAME = "SwinTransformer"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # ResNet: stages frozen, counted from the stem
+    cfg.MODEL.BACKBONE.WEIGHTS = ""  # weights of the backbone alone (.pth, .safetensors)
+
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    cfg.MODEL.SWIN.OUT_FEATURES = ["stage2", "stage3", "stage4"]  # strides 8, 16, 32; stage1 has stride 4
+    cfg.MODEL.SWIN.ACTIVATION_CHECKPOINTING_ON = False
+
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "resnet18"  # any timm model that supports features_only; outputs are named by stride: "s8"
+    cfg.MODEL.TIMM.OUT_STRIDES = [8, 16, 32]
+    cfg.MODEL.TIMM.PRETRAINED_ON = False  # fetches weights through timm; needs a network
+    cfg.MODEL.TIMM.OPTIONS = CN(new_allowed=True)  # further keyword arguments of timm.create_model
+
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+
+
+def _add_text_encoder(cfg: CN) -> None:
+    cfg.MODEL.TEXT_ENCODER = CN()
+    cfg.MODEL.TEXT_ENCODER.NAME = "BertEncoder"  # "" for models without text
+    cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""  # a local folder or file with BERT's weights
+    cfg.MODEL.TEXT_ENCODER.VOCABULARY = ""  # a WordPiece vocabulary file; "" is bert-base-uncased's, in the package
+    cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 256
+    cfg.MODEL.TEXT_ENCODER.HIDDEN_SIZE = 768
+    cfg.MODEL.TEXT_ENCODER.NUM_LAYERS = 12
+    cfg.MODEL.TEXT_ENCODER.NUM_HEADS = 12
+    cfg.MODEL.TEXT_ENCODER.FFN_DIM = 3072
+    cfg.MODEL.TEXT_ENCODER.MAX_POSITIONS = 512
+    cfg.MODEL.TEXT_ENCODER.VOCABULARY_SIZE = 30522
+    cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.1
+    cfg.MODEL.TEXT_ENCODER.FREEZE_ON = False
+    cfg.MODEL.TEXT_ENCODER.CACHE_SIZE = 1024  # prompts whose features are kept at inference
+    cfg.MODEL.TEXT_ENCODER.ACTIVATION_CHECKPOINTING_ON = False
+
+
+def _add_pixel_decoder(cfg: CN) -> None:
+    cfg.MODEL.PIXEL_DECODER = CN()
+    cfg.MODEL.PIXEL_DECODER.NAME = "DeformableEncoder"
+    cfg.MODEL.PIXEL_DECODER.IN_FEATURES = ["stage2", "stage3", "stage4"]  # finest first
+    cfg.MODEL.PIXEL_DECODER.NUM_FEATURE_LEVELS = 4  # levels beyond IN_FEATURES: stride-2 convolutions
+    cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 6
+    cfg.MODEL.PIXEL_DECODER.NUM_HEADS = 8
+    cfg.MODEL.PIXEL_DECODER.NUM_POINTS = 4
+    cfg.MODEL.PIXEL_DECODER.FFN_DIM = 2048
+    cfg.MODEL.PIXEL_DECODER.DROPOUT = 0.0
+    cfg.MODEL.PIXEL_DECODER.POSITION_TEMPERATURE = 20.0
+    cfg.MODEL.PIXEL_DECODER.ACTIVATION_CHECKPOINTING_ON = False
+    cfg.MODEL.PIXEL_DECODER.TEXT_FUSION = CN()
+    cfg.MODEL.PIXEL_DECODER.TEXT_FUSION.EMBED_DIM = 1024
+    cfg.MODEL.PIXEL_DECODER.TEXT_FUSION.NUM_HEADS = 4
+    cfg.MODEL.PIXEL_DECODER.TEXT_FUSION.DROP_PATH_RATE = 0.1
+    cfg.MODEL.PIXEL_DECODER.TEXT_FUSION.DROPOUT = 0.0
+    cfg.MODEL.PIXEL_DECODER.TEXT_FUSION.INIT_SCALE = 1e-4  # of the residual branch (gamma)
+    cfg.MODEL.PIXEL_DECODER.TEXT_LAYER = CN()
+    cfg.MODEL.PIXEL_DECODER.TEXT_LAYER.NUM_HEADS = 4
+    cfg.MODEL.PIXEL_DECODER.TEXT_LAYER.FFN_DIM = 1024
+    cfg.MODEL.PIXEL_DECODER.TEXT_LAYER.DROPOUT = 0.0
+
+
+def _add_transformer_decoder(cfg: CN) -> None:
+    cfg.MODEL.QUERY_SELECTION = CN()
+    cfg.MODEL.QUERY_SELECTION.NUM_QUERIES = 900
+
+    cfg.MODEL.TRANSFORMER_DECODER = CN()
+    cfg.MODEL.TRANSFORMER_DECODER.NAME = "DINODecoder"
+    cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 6
+    cfg.MODEL.TRANSFORMER_DECODER.NUM_HEADS = 8
+    cfg.MODEL.TRANSFORMER_DECODER.NUM_POINTS = 4
+    cfg.MODEL.TRANSFORMER_DECODER.FFN_DIM = 2048
+    cfg.MODEL.TRANSFORMER_DECODER.DROPOUT = 0.0
+    cfg.MODEL.TRANSFORMER_DECODER.SHARED_BOX_HEAD_ON = True  # one box head for all layers (authors), or one each (mmdet)
+    cfg.MODEL.TRANSFORMER_DECODER.REFERENCE_EPS = 1e-3  # of the inverse sigmoid that refines references
+    cfg.MODEL.TRANSFORMER_DECODER.BOX_EPS = 1e-3  # of the inverse sigmoid behind predicted boxes
+    cfg.MODEL.TRANSFORMER_DECODER.ACTIVATION_CHECKPOINTING_ON = False
+
+    cfg.MODEL.CLASS_HEAD = CN()
+    cfg.MODEL.CLASS_HEAD.NAME = "TokenContrast"
+    # Of the dot product query . token: "none" (Grounding DINO), "sqrt_dim" (1/sqrt(C), MM-Grounding-DINO),
+    # "learned" (exp of one parameter a layer, from 0).
+    cfg.MODEL.CLASS_HEAD.SCALE = "none"
+    cfg.MODEL.CLASS_HEAD.BIAS_ON = False  # one learned bias a layer, from -log(99)
+
+
+def _add_training(cfg: CN) -> None:
+    cfg.MODEL.DENOISING = CN()
+    cfg.MODEL.DENOISING.ENABLED_ON = True
+    cfg.MODEL.DENOISING.NUM_QUERIES = 100  # per half; groups = max(1, this // largest target count)
+    cfg.MODEL.DENOISING.MAX_QUERIES = 2000  # upper bound on denoising queries, for dense pictures
+    cfg.MODEL.DENOISING.LABEL_NOISE_RATIO = 0.5
+    cfg.MODEL.DENOISING.BOX_NOISE_SCALE = 1.0
+    cfg.MODEL.DENOISING.NUM_LABELS = 256  # rows of the label embedding
+
+    cfg.MODEL.MATCHER = CN()
+    cfg.MODEL.MATCHER.CLASS_WEIGHT = 2.0
+    cfg.MODEL.MATCHER.L1_WEIGHT = 5.0
+    cfg.MODEL.MATCHER.GIOU_WEIGHT = 2.0
+
+    cfg.MODEL.LOSS = CN()
+    cfg.MODEL.LOSS.CLASS_WEIGHT = 1.0
+    cfg.MODEL.LOSS.L1_WEIGHT = 5.0
+    cfg.MODEL.LOSS.GIOU_WEIGHT = 2.0
+    cfg.MODEL.LOSS.FOCAL_ALPHA = 0.25
+    cfg.MODEL.LOSS.FOCAL_GAMMA = 2.0
+
+
+def _add_input(cfg: CN) -> None:
+    cfg.INPUT.MAPPER = "TextDetectionMapper"  # a name of MAPPER_REGISTRY
+    # Negative category names per training prompt: -1 lists all names of the data set (while they fit).
+    cfg.INPUT.NUM_NEGATIVE_CATEGORIES = -1
+    cfg.INPUT.FULL_NEGATIVES_PROBABILITY = 0.5  # else their number is uniform in 1 ... NUM_NEGATIVE_CATEGORIES
+    cfg.INPUT.SHUFFLE_CATEGORIES_ON = True
+    # NAME=annotations.json:image_folder entries that the command line's --dataset adds
+    cfg.DATASETS.EXTRA = []
+
+
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BASE_LR = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4
+    # [pattern, learning-rate multiplier, decay multiplier]: the first regular expression found in a parameter's name wins.
+    cfg.SOLVER.PARAMETER_GROUPS = [["^backbone\\.", 0.1, 1.0], ["^text_encoder\\.bert\\.", 0.1, 1.0]]
+    cfg.SOLVER.FREEZE = []  # regular expressions of parameters that are not trained
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""  # e.g. "bbox/AP"; "" keeps no best checkpoint
+    cfg.SOLVER.CHECKPOINTS_KEPT = 5  # older periodic checkpoints are removed; 0 keeps all
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
