@@ -57,6 +57,20 @@ class TextFeatures:
 
 
 @dataclass(frozen=True)
+class FeaturePyramid:
+    """Projected feature maps of a batch, finest level first, padded to the batch's largest."""
+
+    maps: list[Tensor]  # L x (B, C, h, w)
+    padding_masks: list[Tensor]  # L x (B, h, w) bool, True on padding
+
+    def select(self, pictures: list[int]) -> FeaturePyramid:
+        """The pyramid of some of the batch's pictures (repeats allowed), in that order."""
+        if pictures == list(range(len(self.maps[0]))):
+            return self
+        return FeaturePyramid([m[pictures] for m in self.maps], [m[pictures] for m in self.padding_masks])
+
+
+@dataclass(frozen=True)
 class Memory:
     """Image tokens of all levels, finest level first, flattened and concatenated."""
 
@@ -124,3 +138,6 @@ class DenoisingBatch:
     max_targets: int
     attention_mask: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
     # (D + Q, D + Q) bool, True where attention is allowed
+    target_index: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    # (B, D) int64: which target (counted through the batch) a positive slot rebuilds; -1 on negative and unused slots
+    num_positives: int = 0  # of the batch: kept targets x groups

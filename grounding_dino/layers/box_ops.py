@@ -31,7 +31,8 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """(..., 4) XYXY -> (...) areas; a box with a negative side has area 0."""
-    return (as_float32_at_least(boxes[..., 2:]) - as_float32_at_least(boxes[..., :2])).clamp(min=0).prod(dim=-1)
+    boxes = as_float32_at_least(boxes)
+    return _product_of_sides(boxes[..., 2:] - boxes[..., :2])
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -40,7 +41,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Pairwise generalised IoU in (-1, 1] (Rezatofighi et al., CVPR 2019): (..., N, 4), (..., M, 4) XYXY -> (..., N, M)."""
+    """Pairwise generalised IoU in (-1, 1]: (..., N, 4) and (..., M, 4) XYXY -> (..., N, M).
+
+    Rezatofighi et al., "Generalized intersection over union", CVPR 2019.
+    """
     return _generalized_iou(boxes1[..., :, None, :], boxes2[..., None, :, :])
 
 
@@ -58,13 +62,17 @@ def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def _product_of_sides(size: Tensor) -> Tensor:
+    size = size.clamp(min=0)
+    return size[..., 0] * size[..., 1]
+
+
 def _overlap(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and area of the union of boxes that broadcast against each other."""
     boxes1, boxes2 = as_float32_at_least(boxes1), as_float32_at_least(boxes2)
     low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    size = (high - low).clamp(min=0)
-    intersection = size[..., 0] * size[..., 1]
+    intersection = _product_of_sides(high - low)
     union = box_area(boxes1) + box_area(boxes2) - intersection
     return intersection / union.clamp(min=_MIN_AREA), union
 
@@ -74,6 +82,5 @@ def _generalized_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     iou, union = _overlap(boxes1, boxes2)
     low = torch.minimum(boxes1[..., :2], boxes2[..., :2])
     high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
-    size = (high - low).clamp(min=0)
-    hull = size[..., 0] * size[..., 1]
+    hull = _product_of_sides(high - low)
     return iou - (hull - union) / hull.clamp(min=_MIN_AREA)

@@ -1,0 +1,165 @@
+"""One-to-one matching of queries and targets (Carion et al., "End-to-end object detection", section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grounding_dino.layers.box_ops import as_float32_at_least, box_cxcywh_to_xyxy, generalized_box_iou
+from grounding_dino.structures import Targets
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+_LOG_EPS = 1e-12  # inside the logarithms of the class cost, as in the published implementations
+_MAX_CHUNK = 2**22  # elements of a cost matrix computed at once: bounds the temporaries of dense pictures
+
+
+@dataclass(frozen=True)
+class Matches:
+    """M pairs of a query and a target in each of S prediction stages.
+
+    `target` counts through the batch: the targets of picture 0, then those of picture 1, and so on.
+    """
+
+    picture: Tensor  # (M,) int64
+    query: Tensor  # (S, M) int64
+    target: Tensor  # (S, M) int64
+
+
+class HungarianMatcher(nn.Module):
+    """Finds for each picture the one-to-one assignment of queries to targets with the least total cost.
+
+    The cost of a pair is a weighted sum of a class cost, the L1 distance of the boxes (cxcywh in [0, 1]) and their
+    negative generalised IoU. All stages and pictures are computed together and copied to the host once.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        class_weight: float,
+        l1_weight: float,
+        giou_weight: float,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        """Weights of the three costs; `focal_alpha` and `focal_gamma` as in the class loss."""
+        super().__init__()
+        self.class_weight = class_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.MATCHER and the focal parameters of MODEL.LOSS."""
+        return {
+            "class_weight": cfg.MODEL.MATCHER.CLASS_WEIGHT,
+            "l1_weight": cfg.MODEL.MATCHER.L1_WEIGHT,
+            "giou_weight": cfg.MODEL.MATCHER.GIOU_WEIGHT,
+            "focal_alpha": cfg.MODEL.LOSS.FOCAL_ALPHA,
+            "focal_gamma": cfg.MODEL.LOSS.FOCAL_GAMMA,
+        }
+
+    @torch.no_grad()
+    def forward(
+        self, pred_logits: Tensor, pred_boxes: Tensor, targets: Sequence[Targets], valid: Tensor | None = None
+    ) -> Matches:
+        """Match all stages of a batch.
+
+        Args:
+            pred_logits: (S, B, Q, K) of S prediction stages.
+            pred_boxes: (S, B, Q, 4) cxcywh in [0, 1].
+            targets: of the B pictures; with a `positive_map` the classes are text tokens, without it `labels`.
+            valid: (B, K) bool, False on padded text tokens.
+
+        Raises:
+            FloatingPointError: a cost is NaN or infinite.
+        """
+        counts = [len(t) for t in targets]
+        stages, _, num_queries, _ = pred_logits.shape
+        matched = sum(min(count, num_queries) for count in counts)
+        query = np.zeros((stages, matched), dtype=np.int64)
+        target = np.zeros((stages, matched), dtype=np.int64)
+        picture = np.zeros(matched, dtype=np.int64)
+        if matched:
+            costs = self.costs(pred_logits, pred_boxes, targets, valid).cpu().numpy()
+            first_target, start = 0, 0
+            for index, count in enumerate(counts):
+                cost = costs[:, index, :, :count]
+                _check_finite(cost, index)
+                end = start + min(count, num_queries)
+                picture[start:end] = index
+                for stage in range(stages):
+                    query[stage, start:end], columns = linear_sum_assignment(cost[stage])
+                    target[stage, start:end] = columns + first_target
+                first_target, start = first_target + count, end
+        device = pred_logits.device
+        return Matches(*(torch.from_numpy(x).to(device, non_blocking=True) for x in (picture, query, target)))
+
+    @torch.no_grad()
+    def costs(
+        self, pred_logits: Tensor, pred_boxes: Tensor, targets: Sequence[Targets], valid: Tensor | None = None
+    ) -> Tensor:
+        """(S, B, Q, N) matching costs, N the largest number of targets; columns beyond a picture's own mean nothing."""
+        with torch.autocast(pred_logits.device.type, enabled=False):  # matrix products would run in half precision
+            gain, offset = self._class_terms(pred_logits, valid, by_token=_has_positive_maps(targets))
+            pred_boxes = as_float32_at_least(pred_boxes)
+            pred_corners = box_cxcywh_to_xyxy(pred_boxes)
+            gt_boxes = _pad([t.boxes for t in targets]).to(pred_boxes.dtype)  # (B, N, 4)
+            gt_classes = _pad([t.labels if t.positive_map is None else t.positive_map for t in targets])
+            step = max(1, _MAX_CHUNK // pred_boxes[..., 0].numel())
+            chunks = []
+            for boxes, classes in zip(gt_boxes.split(step, dim=1), gt_classes.split(step, dim=1), strict=True):
+                cost = self.class_weight * (_class_gain(gain, classes) + offset)
+                cost += self.l1_weight * torch.cdist(pred_boxes, boxes[None].expand(len(pred_boxes), -1, -1, -1), p=1)
+                cost -= self.giou_weight * generalized_box_iou(pred_corners, box_cxcywh_to_xyxy(boxes))
+                chunks.append(cost)
+            return torch.cat(chunks, dim=-1)
+
+    def _class_terms(self, logits: Tensor, valid: Tensor | None, by_token: bool) -> tuple[Tensor, Tensor]:
+        """(S, B, Q, K) cost of calling a class present instead of absent, and (S, B, Q, 1) what a query pays anyway.
+
+        Over text tokens the cost is that of the whole row (present ones and absent ones); over classes it is that of
+        the target's class alone.
+        """
+        probability = as_float32_at_least(logits).sigmoid()
+        present = -self.focal_alpha * (1 - probability).pow(self.focal_gamma) * (probability + _LOG_EPS).log()
+        absent = -(1 - self.focal_alpha) * probability.pow(self.focal_gamma) * (1 - probability + _LOG_EPS).log()
+        if valid is not None:
+            padded = ~valid[:, None]  # (B, 1, K)
+            present, absent = present.masked_fill(padded, 0.0), absent.masked_fill(padded, 0.0)
+        row = absent.sum(dim=-1, keepdim=True)
+        return present - absent, row if by_token else torch.zeros_like(row)
+
+
+def _class_gain(gain: Tensor, classes: Tensor) -> Tensor:
+    """(S, B, Q, K) and labels (B, N) or positive maps (B, N, K) -> (S, B, Q, N)."""
+    if classes.dim() == 3:
+        return gain @ classes.to(gain.dtype).mT
+    return gain.gather(-1, classes[None, :, None].expand(*gain.shape[:3], -1))
+
+
+def _has_positive_maps(targets: Sequence[Targets]) -> bool:
+    return targets[0].positive_map is not None
+
+
+def _pad(tensors: list[Tensor]) -> Tensor:
+    return pad_sequence(tensors, batch_first=True)
+
+
+def _check_finite(cost: np.ndarray, picture: int) -> None:
+    if not np.isfinite(cost).all():
+        stage = int(np.argmin(np.isfinite(cost).all(axis=(1, 2))))
+        raise FloatingPointError(
+            f"the matching costs of picture {picture} of the batch are NaN or infinite at prediction stage {stage}: "
+            "the predicted logits or boxes, or the target boxes, are not finite; lower the learning rate, "
+            "clip gradients, or train in float32"
+        )

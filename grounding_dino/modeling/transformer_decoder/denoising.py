@@ -1,0 +1,193 @@
+"""Contrastive denoising: noised ground truth as extra decoder queries (Zhang et al., "DINO", section 3.3).
+
+Each group holds every target twice: once with little noise on its box (positive, to be reconstructed) and once with
+more (negative, to be called background). The content of such a query is a learned row per label; with text, a label is
+the position of a name in its picture's prompt, and no text feature enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grounding_dino.layers.box_ops import as_float32_at_least, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, inverse_sigmoid
+from grounding_dino.structures import DenoisingBatch, Targets
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+_REFERENCE_EPS = 1e-3  # noised boxes pass through the inverse sigmoid with this eps in all published models
+
+
+@dataclass(frozen=True)
+class DenoisingNoise:
+    """The random numbers of one batch: G groups, then positive and negative half, then N targets of the batch."""
+
+    label_uniform: Tensor  # (G, 2, N) in [0, 1)
+    label_replacement: Tensor  # (G, 2, N) int64, used where label_uniform is below half the noise ratio
+    box_sign: Tensor  # (G, 2, N, 4) -1 or 1
+    box_uniform: Tensor  # (G, 2, N, 4) in [0, 1)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each kept target of the batch goes."""
+
+    num_groups: int
+    max_targets: int
+    picture: Tensor  # (N,) int64
+    position: Tensor  # (N,) int64: place among the kept targets of its picture
+    target: Tensor  # (N,) int64: index in the batch's concatenated targets
+
+
+class DenoisingGenerator(nn.Module):
+    """Makes the denoising queries of a training batch; `label_embedding.weight` (num_labels, C) is its only parameter.
+
+    The number of groups is max(1, num_queries // largest target count), lowered so that all slots of a picture,
+    2 x groups x that count, stay within `max_queries`. A picture with more than max_queries / 2 targets takes part with
+    a random subset of that size, drawn anew each time; the matching loss still sees all its targets.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_labels: int,
+        num_queries: int = 100,
+        max_queries: int = 2000,
+        label_noise_ratio: float = 0.5,
+        box_noise_scale: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            embed_dim: channels C of a query.
+            num_labels: rows of the label embedding; every label must be smaller.
+            num_queries: queries aimed at in each half (positive, negative).
+            max_queries: upper bound on the slots of a picture.
+            label_noise_ratio: twice the share of labels that are replaced by random ones.
+            box_noise_scale: shift of a corner, in half box sizes: positives stay below it, negatives lie between it
+                and its double.
+        """
+        super().__init__()
+        if max_queries < 2:
+            raise ValueError(f"max_queries (MODEL.DENOISING.MAX_QUERIES) is {max_queries}; it must be at least 2")
+        self.num_queries = num_queries
+        self.max_queries = max_queries
+        self.label_noise_ratio = label_noise_ratio
+        self.box_noise_scale = box_noise_scale
+        self.label_embedding = nn.Embedding(num_labels, embed_dim)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.DENOISING and MODEL.EMBED_DIM."""
+        return {
+            "embed_dim": cfg.MODEL.EMBED_DIM,
+            "num_labels": cfg.MODEL.DENOISING.NUM_LABELS,
+            "num_queries": cfg.MODEL.DENOISING.NUM_QUERIES,
+            "max_queries": cfg.MODEL.DENOISING.MAX_QUERIES,
+            "label_noise_ratio": cfg.MODEL.DENOISING.LABEL_NOISE_RATIO,
+            "box_noise_scale": cfg.MODEL.DENOISING.BOX_NOISE_SCALE,
+        }
+
+    def forward(self, targets: Sequence[Targets], num_queries: int) -> DenoisingBatch:
+        """Queries that denoise `targets`, to stand before `num_queries` matching queries.
+
+        A batch without targets gives zero slots, still connected to the label embedding, so that every process of a
+        distributed training has a gradient for it.
+
+        Raises:
+            ValueError: a label has no row in the label embedding.
+        """
+        layout = self._layout(targets)
+        labels = torch.cat([t.labels for t in targets])[layout.target]
+        boxes = as_float32_at_least(torch.cat([t.boxes for t in targets]))[layout.target]
+        self._check_labels(labels)
+        noise = self.draw_noise(layout.num_groups, len(labels), boxes.device)
+        groups, width, batch = layout.num_groups, layout.max_targets, len(targets)
+
+        content = self.label_embedding(self._noised_labels(labels, noise))  # (G, 2, N, C)
+        references = self._noised_boxes(boxes, noise)  # (G, 2, N, 4)
+        # Advanced indices with slices between them put the indexed axis first: hence the moved axes.
+        slots = (layout.picture, slice(None), slice(None), layout.position)
+        slot_content = content.new_zeros(batch, groups, 2, width, content.shape[-1])
+        slot_content[slots] = content.movedim(2, 0)
+        slot_references = references.new_full((batch, groups, 2, width, 4), 0.5)
+        slot_references[slots] = references.movedim(2, 0)
+        target_index = layout.target.new_full((batch, groups, 2, width), -1)
+        target_index[layout.picture, :, 0, layout.position] = layout.target[:, None]
+        return DenoisingBatch(
+            content=slot_content.flatten(1, 3),
+            reference_points=slot_references.flatten(1, 3),
+            num_groups=groups,
+            max_targets=width,
+            attention_mask=denoising_attention_mask(groups, width, num_queries, boxes.device),
+            target_index=target_index.flatten(1),
+            num_positives=groups * len(labels),
+        )
+
+    def draw_noise(self, num_groups: int, num_targets: int, device: torch.device) -> DenoisingNoise:
+        """Fresh random numbers; replace this method to inject known ones."""
+        shape = (num_groups, 2, num_targets)
+        return DenoisingNoise(
+            label_uniform=torch.rand(shape, device=device),
+            label_replacement=torch.randint(self.label_embedding.num_embeddings, shape, device=device),
+            box_sign=torch.randint(2, (*shape, 4), device=device) * 2.0 - 1.0,
+            box_uniform=torch.rand((*shape, 4), device=device),
+        )
+
+    def _layout(self, targets: Sequence[Targets]) -> _Layout:
+        limit = self.max_queries // 2
+        picture: list[int] = []
+        position: list[int] = []
+        target: list[int] = []
+        first = 0
+        for index, count in enumerate(len(t) for t in targets):
+            kept = range(count) if count <= limit else sorted(torch.randperm(count)[:limit].tolist())
+            picture += [index] * len(kept)
+            position += range(len(kept))
+            target += [first + k for k in kept]
+            first += count
+        width = min(limit, max((len(t) for t in targets), default=0))
+        groups = max(1, min(self.num_queries, limit) // width) if width else 1
+        device = self.label_embedding.weight.device
+        indices = (
+            torch.tensor(x, dtype=torch.int64).to(device, non_blocking=True) for x in (picture, position, target)
+        )
+        return _Layout(groups, width, *indices)
+
+    def _noised_labels(self, labels: Tensor, noise: DenoisingNoise) -> Tensor:
+        replaced = noise.label_uniform < self.label_noise_ratio / 2
+        return torch.where(replaced, noise.label_replacement, labels)
+
+    def _noised_boxes(self, boxes: Tensor, noise: DenoisingNoise) -> Tensor:
+        """Move each corner of (N, 4) cxcywh boxes on its own -> (G, 2, N, 4) cxcywh in [0, 1]."""
+        negative = torch.tensor([0.0, 1.0], device=boxes.device)[:, None, None]
+        half_size = boxes[:, 2:].repeat(1, 2) / 2
+        shift = noise.box_sign * (noise.box_uniform + negative) * half_size * self.box_noise_scale
+        corners = (box_cxcywh_to_xyxy(boxes) + shift).clamp(min=0, max=1)
+        return inverse_sigmoid(box_xyxy_to_cxcywh(corners), eps=_REFERENCE_EPS).sigmoid()
+
+    def _check_labels(self, labels: Tensor) -> None:
+        rows = self.label_embedding.num_embeddings
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < rows:
+            raise ValueError(
+                f"target labels run from {int(labels.min())} to {int(labels.max())}, but the denoising label embedding "
+                f"has the rows 0 to {rows - 1}; raise MODEL.DENOISING.NUM_LABELS or list fewer categories in a prompt"
+            )
+
+
+def denoising_attention_mask(num_groups: int, max_targets: int, num_queries: int, device: torch.device) -> Tensor:
+    """(D + Q, D + Q) bool, True where attention is allowed, for D = 2 x groups x targets slots before Q queries.
+
+    Matching queries do not see any slot (they would read the answer) and a group does not see another group. Slots do
+    see the matching queries. Unused slots are treated like used ones, as in the published models.
+    """
+    slots = 2 * num_groups * max_targets
+    group = torch.arange(slots, device=device) // max(1, 2 * max_targets)
+    allowed = torch.ones(slots + num_queries, slots + num_queries, dtype=torch.bool, device=device)
+    allowed[slots:, :slots] = False
+    allowed[:slots, :slots] = group[:, None] == group
+    return allowed
