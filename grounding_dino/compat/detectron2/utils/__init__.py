@@ -1,0 +1,1 @@
+"""Communication, events, logging, files and other small tools shared by all parts."""
