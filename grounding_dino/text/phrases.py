@@ -1,0 +1,104 @@
+"""From scores over a caption's tokens to words, by the rules of the Grounding DINO authors' `predict`."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grounding_dino.structures import Prompt
+from grounding_dino.text.tokenizer import WordPieceTokenizer
+
+LAST_COLUMN = 255  # the authors' default right border: this column and those after it never enter a phrase
+
+
+def decode_phrases(
+    pred_logits: Tensor,
+    prompt: Prompt,
+    tokenizer: WordPieceTokenizer,
+    text_threshold: float,
+    remove_combined: bool = False,
+) -> list[str]:
+    """The phrase of each query: its tokens whose score exceeds `text_threshold`, decoded, without periods.
+
+    Args:
+        pred_logits: (Q, T) logits over the tokens, T >= len(prompt); columns beyond the prompt are ignored.
+        remove_combined: keep only tokens between the delimiters ([CLS], [SEP], ".") around the best token, so
+            that a phrase never joins words of two.
+
+    Returns:
+        Q strings; "" where no token passes.
+    """
+    _check_columns(pred_logits, prompt)
+    scores = pred_logits[..., : len(prompt)].float().sigmoid().cpu()  # (Q, T)
+    keep = scores > text_threshold
+    if not remove_combined:
+        return [_phrase(mask, prompt.input_ids, tokenizer) for mask in keep]
+    separator_ids = (tokenizer.start_id, tokenizer.end_id, tokenizer.period_id)
+    separators = [column for column, token in enumerate(prompt.input_ids) if token in separator_ids]
+    borders = [_enclosing(separators, best, len(prompt)) for best in scores.argmax(-1).tolist()]
+    return [_phrase(mask, prompt.input_ids, tokenizer, *border) for mask, border in zip(keep, borders, strict=True)]
+
+
+def decode_token_mask(
+    mask: Tensor, input_ids: Sequence[int], tokenizer: WordPieceTokenizer, left: int = 0, right: int = LAST_COLUMN
+) -> str:
+    """The text of the tokens that `mask` (T,) selects strictly between the columns `left` and `right`.
+
+    Raises:
+        IndexError: a selected column lies beyond the caption.
+    """
+    columns = [column for column in mask.nonzero().flatten().tolist() if left < column < right]
+    if columns and columns[-1] >= len(input_ids):
+        raise IndexError(f"token {columns[-1]} is selected, but the caption has only {len(input_ids)} tokens")
+    return tokenizer.decode([input_ids[column] for column in columns])
+
+
+def phrases_to_categories(phrases: Sequence[str], categories: Sequence[str]) -> list[int | None]:
+    """For each phrase the index of the first category that is a substring of it, else None.
+
+    Kept for scripts written for the authors' `Model.predict_with_classes`; a category prompt needs no search.
+    """
+    return [next((i for i, name in enumerate(categories) if name in phrase), None) for phrase in phrases]
+
+
+def _phrase(
+    mask: Tensor, input_ids: Sequence[int], tokenizer: WordPieceTokenizer, left: int = 0, right: int = LAST_COLUMN
+) -> str:
+    return decode_token_mask(mask, input_ids, tokenizer, left, right).replace(".", "")
+
+
+def _enclosing(separators: list[int], best: int, end: int) -> tuple[int, int]:
+    """Columns of the separators around column `best`; a separator belongs to the phrase that it closes."""
+    after = bisect.bisect_left(separators, best)
+    left = separators[after - 1] if after else best  # nothing lies between [CLS] and itself
+    return left, separators[after] if after < len(separators) else end
+
+
+def _check_columns(pred_logits: Tensor, prompt: Prompt) -> None:
+    if pred_logits.shape[-1] < len(prompt):
+        raise ValueError(
+            f"logits over {pred_logits.shape[-1]} tokens do not belong to a prompt of {len(prompt)} tokens: "
+            f"{prompt.caption[:80]!r}"
+        )
+
+
+def category_scores(pred_logits: Tensor, prompt: Prompt) -> Tensor:
+    """Mean sigmoid over each category's tokens: (..., T) logits -> (..., number of categories) float32.
+
+    Categories with the same tokens get exactly the same score (that of the first), so the first one wins
+    wherever the first of equals is taken.
+    """
+    _check_columns(pred_logits, prompt)
+    scores = pred_logits[..., : len(prompt)].float().sigmoid()
+    rows = torch.zeros(len(prompt.token_spans), len(prompt))
+    first: dict[tuple[int, ...], int] = {}
+    source = []
+    for row, spans in enumerate(prompt.token_spans):
+        columns = [column for start, end in spans for column in range(start, end)]
+        source.append(first.setdefault(tuple(prompt.input_ids[column] for column in columns), row))
+        if columns:
+            rows[row, columns] = 1 / len(columns)
+    return (scores @ rows.T.to(scores.device))[..., source]

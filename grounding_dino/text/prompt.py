@@ -1,0 +1,347 @@
+"""Categories or a caption -> tokens, attention ranges, position ids and token spans.
+
+Two kinds of prompt. *Categories*: a list of names, written as "a . b ." in the caption; every name keeps its own
+token span, tracked while the caption is put together, and is one attention segment with its closing period,
+even where the name itself contains a delimiter ("t.v.", "what?"). *Caption*: free text; its attention segments
+end at its own delimiters, as in the authors' code (sub-sentence attention, Grounding DINO, section 3.4).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from grounding_dino.structures import Prompt, TokenizedText
+from grounding_dino.text.phrases import category_scores, decode_phrases, decode_token_mask, phrases_to_categories
+from grounding_dino.text.tokenizer import WordPieceTokenizer
+
+__all__ = [
+    "build_caption_prompt",
+    "build_category_prompts",
+    "category_scores",
+    "collate_prompts",
+    "decode_phrases",
+    "decode_token_mask",
+    "phrases_to_categories",
+    "positive_map",
+    "preprocess_caption",
+    "segment_tokens",
+    "tokenize_caption",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 256  # of one prompt, [CLS] and [SEP] included
+
+CharacterSpan = tuple[int, int]
+TokenRange = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Attention ranges and position ids of each token, and per closing delimiter the tokens before it."""
+
+    attention_ranges: tuple[TokenRange, ...]
+    position_ids: tuple[int, ...]
+    phrases: tuple[TokenRange | None, ...]  # None: two delimiters in a row
+
+
+# ---------------------------------------------------------------------------------------------- categories
+
+
+def build_category_prompts(
+    categories: Sequence[str], tokenizer: WordPieceTokenizer, max_tokens: int = MAX_TOKENS
+) -> list[Prompt]:
+    """Prompts that name `categories` in order, as few as hold them all within `max_tokens` each.
+
+    A name is lower-cased, stripped, and its inner white space becomes single spaces; nothing else is changed
+    (underscores, slashes and brackets stay). Repeated names are written, and scored, once each. A name
+    that the vocabulary does not know at all is kept with a warning.
+
+    Raises:
+        TypeError: `categories` is one string, or holds something that is not a string.
+        ValueError: no category; a name without a token other than "." and "?"; a name too long for a prompt.
+    """
+    encoded = _encode_names(categories, tokenizer, max_tokens)
+    chunks: list[list[int]] = [[]]
+    length = 2  # [CLS] and [SEP]
+    for index, ids in enumerate(encoded):
+        if length + len(ids) + 1 > max_tokens:
+            chunks.append([])
+            length = 2
+        chunks[-1].append(index)
+        length += len(ids) + 1
+    return [_category_prompt([(i, categories[i], encoded[i]) for i in chunk], tokenizer) for chunk in chunks]
+
+
+def _encode_names(categories: Sequence[str], tokenizer: WordPieceTokenizer, max_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of each name, checked."""
+    if isinstance(categories, str):
+        raise TypeError(
+            f"categories must be a list of names, not the string {categories!r}; "
+            "give [...] of names, or use the text as a caption"
+        )
+    if len(categories) == 0:
+        raise ValueError("the list of categories is empty; name at least one category")
+    encoded = []
+    for index, name in enumerate(categories):
+        if not isinstance(name, str):
+            raise TypeError(f"category {index} must be a string, not {type(name).__name__}: {name!r}")
+        ids = _encode_name(name, tokenizer)
+        if set(ids) <= tokenizer.delimiter_ids:
+            raise ValueError(f"category {index} ({name!r}) contains no word; give it a name or leave it out")
+        if len(ids) + 3 > max_tokens:
+            raise ValueError(
+                f"category {index} ({_shortened(name)!r}) has {len(ids)} tokens, but a prompt of {max_tokens} tokens "
+                f"holds a name of at most {max_tokens - 3}; shorten the name, or use it as a caption"
+            )
+        if set(ids) == {tokenizer.unknown_id}:
+            _warn_unknown(name)
+        encoded.append(ids)
+    return encoded
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _encode_name(name: str, tokenizer: WordPieceTokenizer) -> tuple[int, ...]:
+    return tokenizer.encode(_normalised(name)).ids[1:-1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_unknown(name: str) -> None:
+    logger.warning(
+        "the vocabulary has no part of the category %r: the model sees [UNK] and cannot tell it from other "
+        "unknown names; write it in words that the vocabulary knows",
+        name,
+    )
+
+
+def _normalised(name: str) -> str:
+    return " ".join(name.lower().split())
+
+
+def _category_prompt(entries: list[tuple[int, str, tuple[int, ...]]], tokenizer: WordPieceTokenizer) -> Prompt:
+    """One prompt of (global index, name, token ids): a name and its closing period form a segment."""
+    input_ids = [tokenizer.start_id]
+    position_ids = [0]
+    ranges: list[TokenRange] = [(0, 1)]
+    spans: list[tuple[TokenRange, ...]] = []
+    for _, _, ids in entries:
+        start, end = len(input_ids), len(input_ids) + len(ids)
+        input_ids += [*ids, tokenizer.period_id]
+        position_ids += range(end + 1 - start)
+        ranges += [(start, end + 1)] * (end + 1 - start)
+        spans.append(((start, end),))
+    ranges.append((len(input_ids), len(input_ids) + 1))
+    return Prompt(
+        caption=" ".join(f"{_normalised(name)} ." for _, name, _ in entries),
+        input_ids=(*input_ids, tokenizer.end_id),
+        position_ids=(*position_ids, 0),
+        attention_ranges=tuple(ranges),
+        token_spans=tuple(spans),
+        category_indices=tuple(index for index, _, _ in entries),
+        names=tuple(name for _, name, _ in entries),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- captions
+
+
+def preprocess_caption(caption: str) -> str:
+    """Lower-case, strip, and close with a period, as the authors do before the model sees a caption."""
+    text = caption.lower().strip()
+    return text if text.endswith(".") else text + "."
+
+
+def build_caption_prompt(
+    caption: str,
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int = MAX_TOKENS,
+    phrases: Sequence[CharacterSpan | Sequence[CharacterSpan]] | None = None,
+) -> Prompt:
+    """The prompt of a free text, which always ends in a period, alone and in a batch.
+
+    Args:
+        phrases: character ranges of `caption` as given, half-open, one or several for each phrase; they become
+            `token_spans`. A phrase that lies beyond the cut of an over-long caption has no tokens.
+
+    Raises:
+        TypeError: the caption is not a string.
+        ValueError: the caption has no word; a phrase lies outside the caption or covers no token.
+    """
+    if not isinstance(caption, str):
+        raise TypeError(f"a caption must be a string, not {type(caption).__name__}: {caption!r}")
+    if not any(_is_word_character(character) for character in caption):
+        raise ValueError(f"the caption {_shortened(caption)!r} contains no word; say what to look for")
+    ranges = [_character_ranges(phrase, index, caption) for index, phrase in enumerate(phrases or ())]
+    mapped = [[_in_preprocessed(caption, *span) for span in spans] for spans in ranges]
+    names = tuple(" ".join(caption[start:end] for start, end in spans) for spans in ranges)
+    return tokenize_caption(preprocess_caption(caption), tokenizer, max_tokens, spans=mapped, names=names)
+
+
+def tokenize_caption(
+    caption: str,
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int = MAX_TOKENS,
+    num_columns: int | None = None,
+    spans: Sequence[Sequence[CharacterSpan]] = (),
+    names: tuple[str, ...] = (),
+) -> Prompt:
+    """The prompt of a text exactly as written: nothing lower-cased beforehand, no period added.
+
+    Segments and positions are computed on the full length, then everything is cut to `max_tokens` (with a
+    warning; the final [SEP] is lost), as the authors do.
+
+    Args:
+        num_columns: width of the batch in which the authors' code would see this text; see
+            :func:`segment_tokens`. Without effect on a caption that ends in a period.
+        spans: character ranges of each phrase in `caption`; `names` are their names.
+    """
+    encoding = tokenizer.encode(caption)
+    segments = segment_tokens(encoding.ids, tokenizer, num_columns)
+    if len(encoding) > max_tokens:
+        logger.warning(
+            "a caption of %d tokens is cut to %d; split it, or use categories: %r",
+            len(encoding),
+            max_tokens,
+            _shortened(caption),
+        )
+    token_spans = tuple(
+        _token_ranges(encoding.offsets, phrase, index, max_tokens) for index, phrase in enumerate(spans)
+    )
+    return Prompt(
+        caption=caption,
+        input_ids=encoding.ids[:max_tokens],
+        position_ids=segments.position_ids[:max_tokens],
+        attention_ranges=tuple((start, min(end, max_tokens)) for start, end in segments.attention_ranges[:max_tokens]),
+        token_spans=token_spans,
+        category_indices=tuple(range(len(token_spans))),
+        names=names,
+    )
+
+
+def segment_tokens(input_ids: Sequence[int], tokenizer: WordPieceTokenizer, num_columns: int | None = None) -> Segments:
+    """Split tokens at [CLS], [SEP], "." and "?": a delimiter closes, and belongs to, the segment before it.
+
+    Attention is full inside a segment, and positions count from 0 in each. A delimiter in the first or the last
+    column stands alone and closes nothing, so tokens after the last inner delimiter see only themselves.
+
+    Args:
+        num_columns: the number of columns of the batch, if not this text's own. The authors look at the last
+            column of the padded batch, so there [SEP] closes an unterminated phrase of every text but the longest.
+    """
+    last = (num_columns or len(input_ids)) - 1
+    ranges = [(column, column + 1) for column in range(len(input_ids))]
+    positions = [0] * len(input_ids)
+    phrases: list[TokenRange | None] = []
+    start = 0
+    for column, token in enumerate(input_ids):
+        if token not in tokenizer.delimiter_ids:
+            continue
+        if 0 < column < last:
+            length = column + 1 - start
+            ranges[start : column + 1] = [(start, column + 1)] * length
+            positions[start : column + 1] = range(length)
+            phrases.append((start, column) if start < column else None)
+        start = column + 1
+    return Segments(tuple(ranges), tuple(positions), tuple(phrases))
+
+
+def _is_word_character(character: str) -> bool:
+    """Neither white space, nor control, nor punctuation; symbols and emoji count as words."""
+    return unicodedata.category(character)[0] not in "ZCP"
+
+
+def _character_ranges(phrase: CharacterSpan | Sequence[CharacterSpan], index: int, caption: str) -> list[CharacterSpan]:
+    """The checked ranges of one phrase, given as one range or several."""
+    ranges = list(phrase) if len(phrase) == 0 or isinstance(phrase[0], (tuple, list)) else [phrase]
+    checked: list[CharacterSpan] = []
+    for item in ranges:
+        start, end = cast(CharacterSpan, item)
+        if not 0 <= start < end <= len(caption):
+            raise ValueError(
+                f"phrase {index} names the characters {start} to {end}, which is no part of the caption of "
+                f"{len(caption)} characters {_shortened(caption)!r}"
+            )
+        checked.append((int(start), int(end)))
+    if not checked:
+        raise ValueError(f"phrase {index} of the caption {_shortened(caption)!r} has no character range")
+    return checked
+
+
+def _in_preprocessed(caption: str, start: int, end: int) -> CharacterSpan:
+    """A range of the caption as given -> the range in its preprocessed form.
+
+    Lower-casing can lengthen a text ("\u0130"), and stripping moves it.
+    """
+    lengths = [len(character.lower()) for character in caption]
+    shift = len(caption.lower()) - len(caption.lower().lstrip())
+    return sum(lengths[:start]) - shift, sum(lengths[:end]) - shift
+
+
+def _token_ranges(
+    offsets: Sequence[CharacterSpan], phrase: Sequence[CharacterSpan], index: int, max_tokens: int
+) -> tuple[TokenRange, ...]:
+    """Runs of tokens that overlap the phrase's characters, cut to `max_tokens`."""
+    columns = [
+        column
+        for column, (begin, stop) in enumerate(offsets)
+        if any(max(begin, start) < min(stop, end) for start, end in phrase)
+    ]
+    if not columns:
+        raise ValueError(f"phrase {index} (characters {list(phrase)}) covers no token of the caption; mark its words")
+    kept = [column for column in columns if column < max_tokens]
+    if len(kept) < len(columns):
+        logger.warning("phrase %d keeps %d of its %d tokens: the rest is cut off", index, len(kept), len(columns))
+    runs = itertools.groupby(enumerate(kept), key=lambda item: item[1] - item[0])
+    groups = [[column for _, column in run] for _, run in runs]
+    return tuple((group[0], group[-1] + 1) for group in groups)
+
+
+def _shortened(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+# -------------------------------------------------------------------------------------------------- tensors
+
+
+def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
+    """Prompts as one padded batch on the CPU. A padded token attends to itself alone and has position 0."""
+    if not prompts:
+        raise ValueError("a batch needs at least one prompt")
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    position_ids = torch.zeros_like(input_ids)
+    padding_mask = torch.ones(len(prompts), longest, dtype=torch.bool)
+    starts = torch.arange(longest).repeat(len(prompts), 1)  # (B, T)
+    ends = starts + 1
+    for row, prompt in enumerate(prompts):
+        input_ids[row, : len(prompt)] = torch.tensor(prompt.input_ids)
+        position_ids[row, : len(prompt)] = torch.tensor(prompt.position_ids)
+        padding_mask[row, : len(prompt)] = False
+        starts[row, : len(prompt)], ends[row, : len(prompt)] = torch.tensor(prompt.attention_ranges).T
+    columns = torch.arange(longest)
+    attention_mask = (columns >= starts[..., None]) & (columns < ends[..., None])  # (B, T, T)
+    return TokenizedText(input_ids, padding_mask, attention_mask, position_ids)
+
+
+def positive_map(prompt: Prompt, num_tokens: int) -> Tensor:
+    """(number of categories or phrases, num_tokens) float: 1 on the tokens of each, else 0.
+
+    Raises:
+        ValueError: `num_tokens` is smaller than the prompt.
+    """
+    if num_tokens < len(prompt):
+        raise ValueError(f"a map of {num_tokens} columns is too narrow for a prompt of {len(prompt)} tokens")
+    rows = torch.zeros(len(prompt.token_spans), num_tokens)
+    for row, spans in zip(rows, prompt.token_spans, strict=True):
+        for start, end in spans:
+            row[start:end] = 1
+    return rows

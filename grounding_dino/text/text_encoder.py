@@ -1,0 +1,226 @@
+"""Text encoders: prompts -> features of the detector's width, with BERT's weights under `bert.*`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
+from grounding_dino.text.bert_weights import load_bert_weights
+from grounding_dino.text.feature_cache import FeatureCache
+from grounding_dino.text.prompt import collate_prompts
+from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+
+TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
+TEXT_ENCODER_REGISTRY.__doc__ = "Modules that map a sequence of prompts to TextFeatures; built from a config."
+
+# What BERT sees in a padded column: [PAD] at position 0, attending to itself alone.
+PADDING = Prompt(caption="", input_ids=(0,), position_ids=(0,), attention_ranges=((0, 1),))
+
+
+def build_text_encoder(cfg: CfgNode) -> nn.Module | None:
+    """The encoder that MODEL.TEXT_ENCODER.NAME registers; None for "" (models without text)."""
+    name = cfg.MODEL.TEXT_ENCODER.NAME
+    return TEXT_ENCODER_REGISTRY.get(name)(cfg) if name else None
+
+
+def build_bert(
+    *,
+    vocabulary_size: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    ffn_dim: int,
+    max_positions: int,
+    dropout: float,
+    attention: str = "sdpa",
+) -> transformers.BertModel:
+    """A randomly initialised BERT without pooler; `attention` is "sdpa" or "eager", with equal results."""
+    options: dict[str, Any] = {
+        "vocab_size": vocabulary_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "intermediate_size": ffn_dim,
+        "max_position_embeddings": max_positions,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "attn_implementation": attention,
+    }
+    return transformers.BertModel(transformers.BertConfig(**options), add_pooling_layer=False)
+
+
+@TEXT_ENCODER_REGISTRY.register()
+class BertEncoder(nn.Module):
+    """BERT with sub-sentence attention, then a linear layer to the detector's width.
+
+    At inference (eval mode, no gradient) the features of a prompt are kept, so a second picture with the same
+    prompt does not run BERT. Entries are valid for the weights, device, precision and prompt they were computed
+    with; code that changes weights through `parameter.data` calls :meth:`clear_cache`. A prompt's features do
+    not depend on the other prompts of the batch.
+
+    Args:
+        bert: a `transformers.BertModel`.
+        tokenizer: its vocabulary.
+        embed_dim: width of the returned embeddings.
+        max_tokens: longest prompt; callers build prompts with it.
+        freeze: BERT keeps its weights and stays in eval mode; the projection is trained.
+        cache_size: prompts whose features are kept.
+
+    Raises:
+        ValueError: the vocabulary, or `max_tokens`, is larger than BERT's tables.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        bert: transformers.BertModel,
+        tokenizer: WordPieceTokenizer,
+        embed_dim: int,
+        max_tokens: int = 256,
+        freeze: bool = False,
+        cache_size: int = 1024,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if tokenizer.size > bert.config.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {tokenizer.size} tokens, but BERT's table only {bert.config.vocab_size} rows; set "
+                "MODEL.TEXT_ENCODER.VOCABULARY_SIZE to the size of MODEL.TEXT_ENCODER.VOCABULARY"
+            )
+        if max_tokens > bert.config.max_position_embeddings:
+            raise ValueError(
+                f"MODEL.TEXT_ENCODER.MAX_TOKENS {max_tokens} exceeds MAX_POSITIONS "
+                f"{bert.config.max_position_embeddings}: one long phrase would have no position embedding"
+            )
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.freeze = freeze
+        self.bert = bert
+        self.projection = nn.Linear(bert.config.hidden_size, embed_dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self._cache = FeatureCache(cache_size)
+        if freeze:
+            self.bert.requires_grad_(False)
+        elif activation_checkpointing:
+            self.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        options = cfg.MODEL.TEXT_ENCODER
+        bert = build_bert(
+            vocabulary_size=options.VOCABULARY_SIZE,
+            hidden_size=options.HIDDEN_SIZE,
+            num_layers=options.NUM_LAYERS,
+            num_heads=options.NUM_HEADS,
+            ffn_dim=options.FFN_DIM,
+            max_positions=options.MAX_POSITIONS,
+            dropout=options.DROPOUT,
+        )
+        if options.WEIGHTS:
+            load_bert_weights(bert, options.WEIGHTS)
+        return {
+            "bert": bert,
+            "tokenizer": build_tokenizer(options.VOCABULARY),
+            "embed_dim": cfg.MODEL.EMBED_DIM,
+            "max_tokens": options.MAX_TOKENS,
+            "freeze": options.FREEZE_ON,
+            "cache_size": options.CACHE_SIZE,
+            "activation_checkpointing": options.ACTIVATION_CHECKPOINTING_ON,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.projection.weight.device
+
+    def train(self, mode: bool = True) -> BertEncoder:
+        super().train(mode)
+        if self.freeze:
+            self.bert.eval()
+        self.clear_cache()
+        return self
+
+    def clear_cache(self) -> None:
+        """Forget all kept features."""
+        self._cache.clear()
+
+    def forward(self, prompts: Sequence[Prompt]) -> TextFeatures:
+        """Features (B, T, C) of `prompts`, padded to the longest, on this module's device."""
+        text = self._to_device(collate_prompts(prompts))
+        use_cache = not self.training and not torch.is_grad_enabled() and self._cache.size > 0
+        embeddings = self._cached(prompts, text) if use_cache else self.projection(self.encode(text))
+        return TextFeatures(embeddings, text.padding_mask, text.attention_mask, text.position_ids)
+
+    def encode(self, text: TokenizedText) -> Tensor:
+        """BERT's last hidden state (B, T, hidden size) of a batch on this module's device."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return self.bert(
+                input_ids=text.input_ids,
+                attention_mask=_bert_mask(text.attention_mask, self._compute_dtype()),
+                position_ids=text.position_ids,
+                token_type_ids=torch.zeros_like(text.input_ids),
+            ).last_hidden_state
+
+    def _cached(self, prompts: Sequence[Prompt], text: TokenizedText) -> Tensor:
+        """Like `projection(encode(text))`, but each prompt, and the padding, is computed once."""
+        longest = text.input_ids.shape[1]
+        needed = {_key(prompt): prompt for prompt in (*prompts, PADDING)}
+        state = self._state()
+        rows = {key: row for key in needed if (row := self._cache.get((state, key))) is not None}
+        absent = [key for key in needed if key not in rows]
+        if absent:
+            computed = self.projection(self.encode(self._to_device(collate_prompts([needed[key] for key in absent]))))
+            for key, features in zip(absent, computed, strict=True):
+                rows[key] = features[: len(needed[key])].clone()  # a view would keep the whole batch alive
+                self._cache.put((state, key), rows[key])
+        padding = rows[_key(PADDING)]  # (1, C)
+        batch = [rows[_key(prompt)] for prompt in prompts]
+        return torch.stack([torch.cat([row, padding.expand(longest - len(row), -1)]) for row in batch])
+
+    def _state(self) -> tuple[object, ...]:
+        """What cached features depend on besides the prompt: weights, device, precision."""
+        versions = 0
+        addresses = []
+        for parameter in self.parameters():
+            versions += 0 if parameter.is_inference() else parameter._version
+            addresses.append((parameter.data_ptr(), parameter.dtype))
+        return versions, hash(tuple(addresses)), str(self.device), self._compute_dtype()
+
+    def _compute_dtype(self) -> torch.dtype:
+        device_type = self.device.type
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return self.projection.weight.dtype
+
+    def _to_device(self, text: TokenizedText) -> TokenizedText:
+        return TokenizedText(
+            input_ids=text.input_ids.to(self.device),
+            padding_mask=text.padding_mask.to(self.device),
+            attention_mask=text.attention_mask.to(self.device),
+            position_ids=text.position_ids.to(self.device),
+        )
+
+
+def _key(prompt: Prompt) -> tuple[object, ...]:
+    return prompt.input_ids, prompt.position_ids, prompt.attention_ranges
+
+
+def _bert_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The (B, T, T) mask, True where attention is allowed, as `transformers.BertModel` takes it.
+
+    From version 5 on it passes a 4-D mask through to the attention, where it must be additive: a boolean one
+    gives silently different numbers. Before, it refuses 4-D masks and makes a 3-D one additive itself.
+    """
+    if int(transformers.__version__.split(".", 1)[0]) < 5:
+        return allowed.to(dtype)
+    additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return additive.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]  # (B, 1, T, T)
