@@ -1,0 +1,13 @@
+"""Optimizers and learning-rate schedules from the config."""
+
+from .build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
+from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
+
+__all__ = [
+    "LRMultiplier",
+    "LRScheduler",
+    "WarmupParamScheduler",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "get_default_optimizer_params",
+]
