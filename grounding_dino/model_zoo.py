@@ -1,0 +1,181 @@
+"""Configurations by name, and models built from them."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from grounding_dino.config import add_grounding_dino_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+ASSETS = PACKAGE / "assets"
+SHIPPED_MODEL = "shapes_tiny"
+
+# The authors' configurations, by the stem of their file (dots and case aside) -> ours.
+AUTHORS_CONFIGS = {
+    "groundingdino_swint_ogc": "swin_t_ogc",
+    "groundingdino_swinb_cfg": "swin_b_cogcoor",
+}
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default configuration with the keys of this project."""
+    cfg = get_detectron2_cfg()
+    add_grounding_dino_config(cfg)
+    return cfg
+
+
+def config_folders() -> list[Path]:
+    """Where configurations lie: `configs/` of a checkout, and the copy in an installed package."""
+    checkout = PACKAGE.parent
+    folders = [checkout / "configs"] if (checkout / "pyproject.toml").is_file() else []
+    return [folder for folder in (*folders, PACKAGE / "configs") if folder.is_dir()]
+
+
+def _config_files() -> Iterator[Path]:
+    for folder in config_folders():
+        yield from sorted(folder.rglob("*.yaml"))
+
+
+def list_configs() -> list[str]:
+    """The short names of all models that can be named without a path."""
+    return sorted({file.stem for file in _config_files() if not file.stem.startswith("Base-")})
+
+
+def get_config_file(name: str | Path) -> str:
+    """The file of a configuration.
+
+    Args:
+        name: a path to a .yaml file; a short name ("swin_t_ogc"); a path inside `configs/`
+            ("grounding_dino/swin_t_ogc.yaml"); or the path of one of the authors' .py configurations,
+            recognised by its file name and never executed.
+
+    Raises:
+        FileNotFoundError: nothing of that name; the message lists what comes close.
+        ValueError: a short name that several files share.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".py":
+        return get_config_file(_of_authors(path))
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return str(path)
+    wanted = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
+    for folder in config_folders():
+        found = [file for file in sorted(folder.rglob("*.yaml")) if _matches(file.relative_to(folder), wanted)]
+        if len(found) > 1:
+            choices = ", ".join(str(file.relative_to(folder)) for file in found)
+            raise ValueError(f"the configuration name {str(name)!r} fits {choices}; give one of these")
+        if found:
+            return str(found[0])
+    names = list_configs()
+    close = difflib.get_close_matches(wanted.name, names) or names
+    raise FileNotFoundError(
+        f"there is no configuration {str(name)!r}: it is neither a .yaml file nor a name of "
+        f"{[str(folder) for folder in config_folders()]}; known names: {', '.join(close) or 'none'}"
+    )
+
+
+def _matches(file: Path, wanted: Path) -> bool:
+    """Whether a file, relative to its configuration folder, ends in the wanted name (without .yaml)."""
+    parts = file.with_suffix("").parts
+    return parts[-len(wanted.parts) :] == wanted.parts if wanted.parts else False
+
+
+def _of_authors(path: Path) -> str:
+    key = path.name[: -len(".py")].lower().replace(".", "_")
+    if key not in AUTHORS_CONFIGS:
+        raise ValueError(
+            f"{path.name!r} is a Python file, which is not executed, and not the name of a published Grounding DINO "
+            f"configuration ({', '.join(sorted(AUTHORS_CONFIGS))}); give a .yaml configuration"
+        )
+    return AUTHORS_CONFIGS[key]
+
+
+def load_cfg(config: CfgNode | str | Path = SHIPPED_MODEL, opts: Sequence[object] = ()) -> CfgNode:
+    """A configuration by name, path, or as a node (copied), with `KEY, VALUE, ...` overrides."""
+    if isinstance(config, CfgNode):
+        cfg = config.clone()
+        cfg.defrost()
+    else:
+        cfg = get_cfg()
+        cfg.merge_from_file(get_config_file(config))
+    cfg.merge_from_list([str(item) if isinstance(item, Path) else item for item in opts])
+    return cfg
+
+
+def find_weights(cfg: CfgNode, config_name: str = "") -> str:
+    """The weights of a configuration: its MODEL.WEIGHTS, else the shipped file, else the released one's URL.
+
+    Raises:
+        FileNotFoundError: none of these is known.
+    """
+    if cfg.MODEL.WEIGHTS:
+        return str(cfg.MODEL.WEIGHTS)
+    shipped = ASSETS / f"{Path(config_name).stem}.safetensors"
+    if config_name and shipped.is_file():
+        return str(shipped)
+    if cfg.MODEL.RELEASE.URL:
+        return str(cfg.MODEL.RELEASE.URL)
+    raise FileNotFoundError(
+        f"no weights are known for the configuration {config_name or 'given'!r}: name a checkpoint (weights=..., or "
+        "MODEL.WEIGHTS in the configuration)"
+    )
+
+
+def resolve_device(device: str | None, fallback: bool = False) -> str:
+    """The device to use: the one named, else a GPU where there is one, else the CPU.
+
+    Args:
+        fallback: take the CPU, with a log line, where CUDA is named and missing; for configurations, whose
+            default is "cuda" everywhere.
+
+    Raises:
+        ValueError: CUDA is asked for and missing.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if device is None:
+        return "cuda" if available else "cpu"
+    if torch.device(device).type == "cuda" and not available:
+        if not fallback:
+            raise ValueError(
+                f"device {device!r} is asked for, but torch finds no CUDA device; leave it out or say 'cpu'"
+            )
+        logger.info("no CUDA device: running on the CPU")
+        return "cpu"
+    return str(device)
+
+
+def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
+    """The model of a configuration on its MODEL.DEVICE, in evaluation mode.
+
+    Args:
+        weights: a checkpoint of any origin (file, folder or URL); None takes MODEL.WEIGHTS, and where that is
+            empty too, the weights stay random.
+    """
+    from detectron2.modeling import build_model as build
+
+    import grounding_dino.modeling  # noqa: F401  # fills the registries
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, fallback=True)
+    model = build(cfg)
+    source = str(weights or cfg.MODEL.WEIGHTS)
+    if source:
+        from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+
+        GroundingCheckpointer(model).load(source)
+    return model.eval()
