@@ -172,5 +172,7 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""  # e.g. "bbox/AP"; "" keeps no best checkpoint
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16"; used where SOLVER.AMP.ENABLED
     cfg.SOLVER.CHECKPOINTS_KEPT = 5  # older periodic checkpoints are removed; 0 keeps all
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations

@@ -89,7 +89,7 @@ def find_nvcc() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _version(compiler: str) -> str:
     try:
         return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
@@ -97,7 +97,7 @@ def _version(compiler: str) -> str:
         return f"unknown: {error}"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _processor() -> str:
     """What `-march=native` depends on: the architecture and the processor's feature flags."""
     try:
@@ -212,7 +212,7 @@ def _load(name: str, compiler: str | None, remedy: str, architectures: Sequence[
         return Kernel(name, None, None, compiler, str(error))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cpu_kernel(mode: str) -> Kernel:
     remedy = "Install a C++ compiler (Debian: g++; macOS: xcode-select --install; conda: cxx-compiler) or set CXX."
     kernel = _load("cpu", find_compiler(), remedy)
@@ -221,7 +221,7 @@ def _cpu_kernel(mode: str) -> Kernel:
     return kernel
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cuda_kernel(mode: str, architecture: str) -> Kernel:
     remedy = "Install the CUDA toolkit's nvcc or set CUDA_HOME."
     kernel = _load("cuda", find_nvcc(), remedy, [architecture])

@@ -11,11 +11,11 @@ import ctypes
 import functools
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from grounding_dino.ops import loader
 from grounding_dino.ops.twin import ms_deform_attn_torch
+
+import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("grounding_dino", "DEF")
 _ARGUMENTS = (
@@ -31,7 +31,7 @@ _CUDA_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _WORK_PER_THREAD = 1 << 17
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _architecture(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     return f"{major}{minor}"

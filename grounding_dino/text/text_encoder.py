@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -146,6 +146,12 @@ class BertEncoder(nn.Module):
         super().train(mode)
         if self.freeze:
             self.bert.eval()
+        self.clear_cache()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BertEncoder:
+        """Every `.to()`, `.half()`, `.cuda()` passes here: other weights, though maybe at the same addresses."""
+        super()._apply(fn, recurse)
         self.clear_cache()
         return self
 

@@ -147,8 +147,8 @@ class SetCriterion(nn.Module):
         """Losses of S stages, given (S, B, Q, K) logits, (S, B, Q, 4) boxes and which query learns which target."""
         stage = torch.arange(len(logits), device=logits.device)[:, None]
         matched = (stage, matches.picture, matches.query)  # broadcasts to (S, M)
-        gt_classes = torch.zeros_like(logits)
-        gt_classes[matched] = _class_rows(targets, logits)[matches.target]
+        gt_classes = torch.zeros_like(logits, dtype=torch.bool)
+        gt_classes[matched] = _class_rows(targets, logits.shape[-1])[matches.target]
         gt_boxes = torch.cat([t.boxes for t in targets]).to(boxes)[matches.target]  # (S, M, 4)
         pred_boxes = boxes[matched]
 
@@ -185,10 +185,10 @@ def _stack(stages: Sequence[Predictions]) -> tuple[Tensor, Tensor]:
     return as_float32_at_least(logits), as_float32_at_least(boxes)
 
 
-def _class_rows(targets: Sequence[Targets], logits: Tensor) -> Tensor:
-    """(N of the whole batch, K) 0/1: the tokens, or the class, of each target."""
-    rows = [F.one_hot(t.labels, logits.shape[-1]) if t.positive_map is None else (t.positive_map > 0) for t in targets]
-    return torch.cat(rows).to(logits)
+def _class_rows(targets: Sequence[Targets], num_classes: int) -> Tensor:
+    """(N of the whole batch, K) bool: the tokens, or the class, of each target."""
+    rows = [F.one_hot(t.labels, num_classes).bool() if t.positive_map is None else t.positive_map > 0 for t in targets]
+    return torch.cat(rows)
 
 
 def _check_positive_maps(targets: Sequence[Targets], num_columns: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grounding_dino.layers.box_ops import as_float32_at_least
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,17 +16,14 @@ def sigmoid_focal_loss(
 
     Args:
         logits: any shape and float dtype; computed in float32 or better. Where `valid` is False they may be -inf.
-        targets: like `logits`, in [0, 1].
+        targets: bool, like `logits`.
         valid: bool, broadcastable to `logits`; False gives zero loss and zero gradient.
         alpha: weight of the positives, the negatives having 1 - alpha.
         gamma: exponent that plays down what is already decided well.
     """
     logits = as_float32_at_least(logits)
+    wrong = torch.where(targets, -logits, logits)  # logit of the wrong answer
     if valid is not None:
-        logits = logits.masked_fill(~valid, 0.0)  # before any arithmetic: inf * 0 would be NaN in the gradient
-    targets = targets.to(logits.dtype)
-    probability = logits.sigmoid()
-    miss = probability + targets - 2 * probability * targets  # 1 - (probability given to the right answer)
-    weight = (1 - alpha) + (2 * alpha - 1) * targets
-    loss = weight * miss.pow(gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return loss if valid is None else loss.masked_fill(~valid, 0.0)
+        wrong = wrong.masked_fill(~valid, -1e4)  # certainly right: loss and gradient are exactly 0
+    weight = torch.where(targets, alpha, 1 - alpha)
+    return weight * wrong.sigmoid().pow(gamma) * F.softplus(wrong)

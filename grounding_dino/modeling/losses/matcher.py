@@ -130,14 +130,15 @@ class HungarianMatcher(nn.Module):
         Over text tokens the cost is that of the whole row (present ones and absent ones); over classes it is that of
         the target's class alone.
         """
-        probability = as_float32_at_least(logits).sigmoid()
-        present = -self.focal_alpha * (1 - probability).pow(self.focal_gamma) * (probability + _LOG_EPS).log()
-        absent = -(1 - self.focal_alpha) * probability.pow(self.focal_gamma) * (1 - probability + _LOG_EPS).log()
+        yes = as_float32_at_least(logits).sigmoid()
+        no = 1 - yes
+        present = yes.add(_LOG_EPS).log_().mul_(no.pow(self.focal_gamma)).mul_(-self.focal_alpha)
+        absent = no.add_(_LOG_EPS).log_().mul_(yes.pow_(self.focal_gamma)).mul_(self.focal_alpha - 1)
         if valid is not None:
             padded = ~valid[:, None]  # (B, 1, K)
-            present, absent = present.masked_fill(padded, 0.0), absent.masked_fill(padded, 0.0)
+            present, absent = present.masked_fill_(padded, 0.0), absent.masked_fill_(padded, 0.0)
         row = absent.sum(dim=-1, keepdim=True)
-        return present - absent, row if by_token else torch.zeros_like(row)
+        return present.sub_(absent), row if by_token else torch.zeros_like(row)
 
 
 def _class_gain(gain: Tensor, classes: Tensor) -> Tensor:

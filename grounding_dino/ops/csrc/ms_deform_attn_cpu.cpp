@@ -32,6 +32,7 @@ constexpr int kLanes = 16;
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t VecU32 __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 typedef uint16_t VecU16 __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef int32_t VecI32 __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Vec4 __attribute__((vector_size(4 * sizeof(float))));
 
 typedef uint16_t bf16;  // the upper half of a float
@@ -66,6 +67,12 @@ inline Vec load(const bf16* p) {
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
+inline VecI32 load(const int32_t* p) {
+  VecI32 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(int32_t* p, VecI32 v) { std::memcpy(p, &v, sizeof v); }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline void store(bf16* p, Vec v) {
   for (int i = 0; i < kLanes; ++i) from_float(v[i], p + i);
@@ -130,58 +137,80 @@ struct Problem {
   }
 };
 
-// What is equal for all queries: for every sample (level, point), its level's size and first row.
+// Samples are (level, point) pairs, padded to whole vectors; padding samples have size zero, which nothing falls in.
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// What is equal for all queries: for every sample, its level's size and first row.
 struct Levels {
-  std::vector<float> size;  // widths, then heights
-  std::vector<int32_t> start;
-  explicit Levels(const Problem& p) : size(2 * p.samples()), start(p.samples()) {
-    for (int64_t n = 0; n < p.samples(); ++n) {
-      const int64_t level = n / p.points;
-      size[n] = static_cast<float>(p.spatial_shapes[2 * level + 1]);
-      size[p.samples() + n] = static_cast<float>(p.spatial_shapes[2 * level]);
-      start[n] = static_cast<int32_t>(p.level_start[level]);
+  std::vector<float> width, height;
+  std::vector<int32_t> row_length, start;
+  explicit Levels(const Problem& p) {
+    const int64_t n = padded(p.samples());
+    width.resize(n), height.resize(n), row_length.resize(n), start.resize(n);
+    for (int64_t i = 0; i < p.samples(); ++i) {
+      const int64_t level = i / p.points;
+      height[i] = static_cast<float>(p.spatial_shapes[2 * level]);
+      width[i] = static_cast<float>(p.spatial_shapes[2 * level + 1]);
+      row_length[i] = static_cast<int32_t>(p.spatial_shapes[2 * level + 1]);
+      start[i] = static_cast<int32_t>(p.level_start[level]);
     }
   }
 };
 
-// Scratch of one thread. Corners are (top left, top right, bottom left, bottom right), one array of samples each.
+// Scratch of one thread. A sample's four corners are (top left, top right, bottom left, bottom right).
 struct Plan {
-  std::vector<int32_t> rows;   // 4 x samples; -1 where the corner lies outside
-  std::vector<float> weights;  // 4 x samples; bilinear times attention weight
-  std::vector<float> fraction; // x, then y
-  std::vector<float> dots;     // samples x 4; backward
-  explicit Plan(int64_t n) : rows(4 * n), weights(4 * n), fraction(2 * n), dots(4 * n) {}
+  int64_t stride;                // from one corner's (or axis') array to the next
+  std::vector<int32_t> rows;     // 4 arrays; -1 where the corner lies outside
+  std::vector<float> weights;    // 4 arrays; bilinear times attention weight
+  std::vector<float> fraction;   // x, then y
+  std::vector<float> dots;       // 4 arrays; backward
+  std::vector<float> input;      // x, y, attention weight; padded with zeros
+  explicit Plan(int64_t samples)
+      : stride(padded(samples)), rows(4 * stride), weights(4 * stride), fraction(2 * stride), dots(4 * stride),
+        input(3 * stride) {}
 };
+
+inline Vec floor_of(Vec x, VecI32* integer) {  // for |x| < 2^31
+  const VecI32 truncated = __builtin_convertvector(x, VecI32);
+  *integer = truncated + (__builtin_convertvector(truncated, Vec) > x);  // a true lane is -1
+  return __builtin_convertvector(*integer, Vec);
+}
 
 inline void plan(const float* __restrict location, const float* __restrict weight, const Levels& levels, int n_samples,
                  Plan& out) {
-  const float* __restrict width = levels.size.data();
-  const float* __restrict height = width + n_samples;
-  const int32_t* __restrict start = levels.start.data();
-  int32_t* __restrict rows = out.rows.data();
-  float* __restrict weights = out.weights.data();
-  float* __restrict fraction = out.fraction.data();
+  const int64_t stride = out.stride;
+  float* __restrict input = out.input.data();
   for (int n = 0; n < n_samples; ++n) {
-    const float w = width[n], h = height[n];
-    const float x = location[2 * n] * w - 0.5f, y = location[2 * n + 1] * h - 0.5f;
-    const bool inside = (x > -1.0f) & (x < w) & (y > -1.0f) & (y < h);  // false for NaN
-    const float x_safe = inside ? x : 0.0f, y_safe = inside ? y : 0.0f;
-    const float left = std::floor(x_safe), top = std::floor(y_safe);
-    const float fx = x_safe - left, fy = y_safe - top;
-    const float a = weight[n];
-    const int32_t row = start[n] + static_cast<int32_t>(top) * static_cast<int32_t>(w) + static_cast<int32_t>(left);
-    const bool has_left = inside & (left >= 0.0f), has_right = inside & (left + 1.0f < w);
-    const bool has_top = top >= 0.0f, has_bottom = top + 1.0f < h;
-    rows[n] = (has_top & has_left) ? row : -1;
-    rows[n_samples + n] = (has_top & has_right) ? row + 1 : -1;
-    rows[2 * n_samples + n] = (has_bottom & has_left) ? row + static_cast<int32_t>(w) : -1;
-    rows[3 * n_samples + n] = (has_bottom & has_right) ? row + static_cast<int32_t>(w) + 1 : -1;
-    weights[n] = a * (1.0f - fy) * (1.0f - fx);
-    weights[n_samples + n] = a * (1.0f - fy) * fx;
-    weights[2 * n_samples + n] = a * fy * (1.0f - fx);
-    weights[3 * n_samples + n] = a * fy * fx;
-    fraction[n] = fx;
-    fraction[n_samples + n] = fy;
+    input[n] = location[2 * n];
+    input[stride + n] = location[2 * n + 1];
+    input[2 * stride + n] = weight[n];
+  }
+  for (int64_t n = 0; n < stride; n += kLanes) {
+    const Vec w = load(&levels.width[n]), h = load(&levels.height[n]);
+    const Vec x_any = load(input + n) * w - 0.5f, y_any = load(input + stride + n) * h - 0.5f;
+    const VecI32 inside = (x_any > -1.0f) & (x_any < w) & (y_any > -1.0f) & (y_any < h);  // false for NaN
+    const Vec x = inside ? x_any : Vec{}, y = inside ? y_any : Vec{};
+    VecI32 column, line;
+    const Vec left = floor_of(x, &column), top = floor_of(y, &line);
+    const Vec fx = x - left, fy = y - top, gx = 1.0f - fx, gy = 1.0f - fy;
+    const VecI32 row_length = load(&levels.row_length[n]);
+    const VecI32 row = load(&levels.start[n]) + line * row_length + column;
+    const VecI32 at_left = inside & (left >= 0.0f), at_right = inside & (left + 1.0f < w);
+    const VecI32 at_top = top >= 0.0f, at_bottom = top + 1.0f < h;
+    const VecI32 none = VecI32{} - 1;
+    int32_t* rows = &out.rows[n];
+    store(rows, (at_top & at_left) ? row : none);
+    store(rows + stride, (at_top & at_right) ? row + 1 : none);
+    store(rows + 2 * stride, (at_bottom & at_left) ? row + row_length : none);
+    store(rows + 3 * stride, (at_bottom & at_right) ? row + row_length + 1 : none);
+    const Vec a = load(input + 2 * stride + n), upper = a * gy, lower = a * fy;
+    float* weights = &out.weights[n];
+    store(weights, upper * gx);
+    store(weights + stride, upper * fx);
+    store(weights + 2 * stride, lower * gx);
+    store(weights + 3 * stride, lower * fx);
+    store(&out.fraction[n], fx);
+    store(&out.fraction[stride + n], fy);
   }
 }
 
@@ -194,12 +223,17 @@ inline void gather(const T* base, int64_t stride, const T* zeros, const Plan& pl
   const int32_t* rows = plan.rows.data();
   const float* weights = plan.weights.data();
   for (int n = 0; n < n_samples; ++n) {
+    const T* p[4];
     for (int corner = 0; corner < 4; ++corner) {
-      const int32_t row = rows[corner * n_samples + n];
-      const T* p = row >= 0 ? base + row * stride : zeros;
-      const float w = weights[corner * n_samples + n];
-      Vec* sum = corner < 2 ? upper : lower;
-      for (int v = 0; v < V; ++v) sum[v] += load(p + v * kLanes) * w;
+      const int64_t row = rows[corner * plan.stride + n];
+      p[corner] = row >= 0 ? base + row * stride : zeros;
+    }
+    const float* w = weights + n;
+    for (int v = 0; v < V; ++v) {
+      upper[v] += load(p[0] + v * kLanes) * w[0];
+      lower[v] += load(p[2] + v * kLanes) * w[2 * plan.stride];
+      upper[v] += load(p[1] + v * kLanes) * w[plan.stride];
+      lower[v] += load(p[3] + v * kLanes) * w[3 * plan.stride];
     }
   }
   for (int v = 0; v < V; ++v) store(out + v * kLanes, upper[v] + lower[v]);
@@ -207,12 +241,11 @@ inline void gather(const T* base, int64_t stride, const T* zeros, const Plan& pl
 
 // Rows of any length.
 template <typename T>
-inline void gather_any(const T* base, int64_t stride, const Plan& plan, int n_samples, int64_t channels, float* sum,
-                       T* out) {
+inline void gather_any(const T* base, int64_t stride, const Plan& plan, int64_t channels, float* sum, T* out) {
   std::memset(sum, 0, channels * sizeof(float));
-  for (int i = 0; i < 4 * n_samples; ++i) {
+  for (int64_t i = 0; i < 4 * plan.stride; ++i) {
     if (plan.rows[i] < 0) continue;
-    const T* __restrict p = base + plan.rows[i] * stride;
+    const T* __restrict p = base + static_cast<int64_t>(plan.rows[i]) * stride;
     const float w = plan.weights[i];
     for (int64_t c = 0; c < channels; ++c) sum[c] += w * to_float(p[c]);
   }
@@ -244,7 +277,7 @@ void forward(const Problem& p, const T* value, T* out, int threads) {
             case 32: gather<T, 2>(base, p.value_token, zeros.data(), scratch, n_samples, o); break;
             case 64: gather<T, 4>(base, p.value_token, zeros.data(), scratch, n_samples, o); break;
             default:
-              gather_any<T>(base, p.value_token, scratch, n_samples, p.channels, sums[slot].data(), o);
+              gather_any<T>(base, p.value_token, scratch, p.channels, sums[slot].data(), o);
           }
         }
       }
@@ -265,10 +298,10 @@ inline void scatter(const T* base, int64_t stride, const T* zeros, Plan& plan, i
   for (int n = 0; n < n_samples; ++n) {
     Vec4 dot[4];
     for (int corner = 0; corner < 4; ++corner) {
-      const int32_t row = plan.rows[corner * n_samples + n];
+      const int64_t row = plan.rows[corner * plan.stride + n];
       const T* p = row >= 0 ? base + row * stride : zeros;
       float* r = rows_gradient + (row >= 0 ? row : tokens) * (V * kLanes);
-      const float w = plan.weights[corner * n_samples + n];
+      const float w = plan.weights[corner * plan.stride + n];
       Vec products = {};
       for (int v = 0; v < V; ++v) {
         products += load(p + v * kLanes) * g[v];
@@ -277,18 +310,18 @@ inline void scatter(const T* base, int64_t stride, const T* zeros, Plan& plan, i
       dot[corner] = quarter_sums(products);
     }
     for (int corner = 0; corner < 4; ++corner)
-      plan.dots[4 * n + corner] = (dot[corner][0] + dot[corner][1]) + (dot[corner][2] + dot[corner][3]);
+      plan.dots[corner * plan.stride + n] = (dot[corner][0] + dot[corner][1]) + (dot[corner][2] + dot[corner][3]);
   }
 }
 
 template <typename T>
-inline void scatter_any(const T* base, int64_t stride, Plan& plan, int n_samples, int64_t channels,
+inline void scatter_any(const T* base, int64_t stride, Plan& plan, int64_t channels,
                         const T* __restrict gradient, float* rows_gradient) {
-  for (int i = 0; i < 4 * n_samples; ++i) {
+  for (int64_t i = 0; i < 4 * plan.stride; ++i) {
     float dot = 0.0f;
     if (plan.rows[i] >= 0) {
-      const T* __restrict p = base + plan.rows[i] * stride;
-      float* __restrict r = rows_gradient + plan.rows[i] * channels;
+      const T* __restrict p = base + static_cast<int64_t>(plan.rows[i]) * stride;
+      float* __restrict r = rows_gradient + static_cast<int64_t>(plan.rows[i]) * channels;
       const float w = plan.weights[i];
       for (int64_t c = 0; c < channels; ++c) {
         const float g = to_float(gradient[c]);
@@ -296,22 +329,24 @@ inline void scatter_any(const T* base, int64_t stride, Plan& plan, int n_samples
         r[c] += w * g;
       }
     }
-    plan.dots[4 * (i % n_samples) + i / n_samples] = dot;
+    plan.dots[i] = dot;
   }
 }
 
 // Chain rule of the bilinear weights; the gradients of locations and attention weights from the dot products.
 inline void finish(const Plan& plan, const float* __restrict weight, const Levels& levels, int n_samples,
                    float* __restrict location_gradient, float* __restrict weight_gradient) {
+  const int64_t stride = plan.stride;
   const float* __restrict dots = plan.dots.data();
   const float* __restrict fraction = plan.fraction.data();
-  const float* __restrict size = levels.size.data();
+  const float* __restrict width = levels.width.data();
+  const float* __restrict height = levels.height.data();
   for (int n = 0; n < n_samples; ++n) {
-    const float d0 = dots[4 * n], d1 = dots[4 * n + 1], d2 = dots[4 * n + 2], d3 = dots[4 * n + 3];
-    const float fx = fraction[n], fy = fraction[n_samples + n], gx = 1.0f - fx, gy = 1.0f - fy;
+    const float d0 = dots[n], d1 = dots[stride + n], d2 = dots[2 * stride + n], d3 = dots[3 * stride + n];
+    const float fx = fraction[n], fy = fraction[stride + n], gx = 1.0f - fx, gy = 1.0f - fy;
     weight_gradient[n] = gy * (gx * d0 + fx * d1) + fy * (gx * d2 + fx * d3);
-    location_gradient[2 * n] = weight[n] * size[n] * (gy * (d1 - d0) + fy * (d3 - d2));
-    location_gradient[2 * n + 1] = weight[n] * size[n_samples + n] * (gx * (d2 - d0) + fx * (d3 - d1));
+    location_gradient[2 * n] = weight[n] * width[n] * (gy * (d1 - d0) + fy * (d3 - d2));
+    location_gradient[2 * n + 1] = weight[n] * height[n] * (gx * (d2 - d0) + fx * (d3 - d1));
   }
 }
 
@@ -342,7 +377,7 @@ void backward(const Problem& p, const T* value, const T* gradient, T* value_grad
           case 16: scatter<T, 1>(base, p.value_token, zeros.data(), scratch, n_samples, g, rows_gradient, p.tokens); break;
           case 32: scatter<T, 2>(base, p.value_token, zeros.data(), scratch, n_samples, g, rows_gradient, p.tokens); break;
           case 64: scatter<T, 4>(base, p.value_token, zeros.data(), scratch, n_samples, g, rows_gradient, p.tokens); break;
-          default: scatter_any<T>(base, p.value_token, scratch, n_samples, p.channels, g, rows_gradient);
+          default: scatter_any<T>(base, p.value_token, scratch, p.channels, g, rows_gradient);
         }
         finish(scratch, weight, levels, n_samples, location_gradient + 2 * index * n_samples,
                weight_gradient + index * n_samples);

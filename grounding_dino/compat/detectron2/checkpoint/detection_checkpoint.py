@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _CONFIG_BUFFERS = ("pixel_mean", "pixel_std")
 
 
-class DetectionCheckpointer(Checkpointer):  # type: ignore[misc]
+class DetectionCheckpointer(Checkpointer):
     """Saves and loads a model and whatever else has a ``state_dict``.
 
     Reads .pth files (tensors and plain values only), .safetensors, and .pkl files of numpy arrays. None of them can
@@ -66,7 +66,7 @@ class DetectionCheckpointer(Checkpointer):  # type: ignore[misc]
                 f"{filename!r} holds Caffe2 weights, whose names are not known here; use the torchvision weights "
                 "detectron2://ImageNetPretrained/torchvision/R-50.pkl or upstream Detectron2"
             )
-        checkpoint = data if "model" in data else {"model": data}
+        checkpoint: dict[str, Any] = data if "model" in data else {"model": data}
         if self._match_names:
             checkpoint["matching_heuristics"] = True
         return checkpoint

@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 __all__ = ["CfgNode", "configurable", "get_cfg"]
 
 
-class CfgNode(_CfgNode):  # type: ignore[misc]
+class CfgNode(_CfgNode):
     """Tree of configuration values with ``_BASE_`` inheritance between YAML files.
 
     Unlike upstream it never runs code found in a file: YAML is read safely even with ``allow_unsafe=True``.
@@ -23,7 +23,7 @@ class CfgNode(_CfgNode):  # type: ignore[misc]
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[Any]:
-        return PathManager.open(filename, "r")  # type: ignore[no-any-return]
+        return PathManager.open(filename, "r")
 
     @classmethod
     def _load_cfg_py_source(cls, filename: str) -> CfgNode:

@@ -8,13 +8,14 @@ from fvcore.common.param_scheduler import (
     LinearParamScheduler,
     ParamScheduler,
 )
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler"]
 
 
-class WarmupParamScheduler(CompositeParamScheduler):  # type: ignore[misc]
+class WarmupParamScheduler(CompositeParamScheduler):
     """Puts a warm-up before the schedule `scheduler`."""
 
     def __init__(
@@ -59,7 +60,7 @@ class LRMultiplier(LRScheduler):
         """Only what changes: the schedule comes from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The rate of each parameter group at the current iteration."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]

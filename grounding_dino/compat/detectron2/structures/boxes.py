@@ -48,7 +48,7 @@ class BoxMode(IntEnum):
         sign = 1 if to_mode == BoxMode.XYXY_ABS else -1
         values[..., 2:] += sign * values[..., :2]
         if isinstance(box, (list, tuple)):
-            return type(box)(values.tolist())
+            return type(box)(values.tolist())  # type: ignore[misc]
         return values.numpy() if isinstance(box, np.ndarray) else values
 
 

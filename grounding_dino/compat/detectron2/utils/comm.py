@@ -6,7 +6,7 @@ Objects travel over a gloo group, so they need not be tensors, whatever backend 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         first = machine * num_workers_per_machine
         group = dist.new_group(list(range(first, first + num_workers_per_machine)))
         if machine == own_machine:
-            _LOCAL_PROCESS_GROUP = group
+            _LOCAL_PROCESS_GROUP = cast(dist.ProcessGroup, group)  # its members get a group, never a placeholder
 
 
 def get_local_process_group() -> dist.ProcessGroup:
@@ -85,7 +85,9 @@ def synchronize() -> None:
 @functools.lru_cache
 def _global_gloo_group() -> dist.ProcessGroup | None:
     """A gloo group of all processes."""
-    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
+    if dist.get_backend() != "nccl":
+        return dist.group.WORLD
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

@@ -84,7 +84,7 @@ class TensorboardXWriter(EventWriter):
     def _writer(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(**self._writer_args)  # type: ignore[no-untyped-call]
+        return SummaryWriter(**self._writer_args)
 
     def write(self) -> None:
         """Write what was put since the last call; pictures and histograms are then removed from the storage."""

@@ -13,7 +13,7 @@ PathManager = PathManagerBase()
 """Project-wide path manager, private to Detectron2 so that handlers registered here do not affect other libraries."""
 
 
-class Detectron2Handler(PathHandler):  # type: ignore[misc]
+class Detectron2Handler(PathHandler):
     """Resolves ``detectron2://NAME`` to the public download address of Detectron2's model zoo."""
 
     PREFIX = "detectron2://"

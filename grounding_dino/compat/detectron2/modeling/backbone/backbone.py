@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -23,9 +24,13 @@ class Backbone(nn.Module, metaclass=ABCMeta):
     def __init__(self) -> None:
         super().__init__()
 
-    @abstractmethod
-    def forward(self) -> Any:
-        """Return a dict from feature name to feature map (B, C', H / stride, W / stride)."""
+    if TYPE_CHECKING:
+        forward: Callable[..., Any]  # so that type checkers let subclasses take a picture
+    else:
+
+        @abstractmethod
+        def forward(self):
+            """Return a dict from feature name to feature map (B, C', H / stride, W / stride)."""
 
     @property
     def size_divisibility(self) -> int:

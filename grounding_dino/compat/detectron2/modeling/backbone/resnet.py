@@ -210,7 +210,7 @@ class ResNet(Backbone):
                 if len(value) != num_blocks or name in kwargs:
                     raise ValueError(f"{key} needs {num_blocks} values and excludes {name}, got {value}")
                 arguments[name] = value[index]
-            blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **arguments))  # type: ignore[call-arg]
+            blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **arguments))
             in_channels = out_channels
         return blocks
 

@@ -1,0 +1,291 @@
+"""Reading COCO-format annotations that other people's tools wrote.
+
+What can be repaired without guessing is repaired, and each kind of repair is reported once with its count and first
+example. What cannot is refused with a sentence that names the file and the record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+BOX_TOLERANCE = 1.0  # pixels that a box may stand out of its picture (rounding) without being touched
+
+
+class CocoFormatError(ValueError):
+    """An annotation file that cannot be used as it is."""
+
+
+@dataclass
+class CleaningReport:
+    """What was repaired: each kind with its count and its first example."""
+
+    json_file: str
+    findings: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def note(self, kind: str, example: str) -> None:
+        """Count one repair."""
+        count, first = self.findings.get(kind, (0, example))
+        self.findings[kind] = (count + 1, first)
+
+    def sentences(self) -> list[str]:
+        return [f"{kind}: {count} (first: {example})" for kind, (count, example) in self.findings.items()]
+
+    def settle(self, strict: bool) -> None:
+        """Warn once a kind, or with `strict` refuse.
+
+        Raises:
+            CocoFormatError: `strict`, and something had to be repaired.
+        """
+        if strict and self.findings:
+            raise CocoFormatError(f"{self.json_file} needs repairs: {'; '.join(self.sentences())}")
+        for sentence in self.sentences():
+            logger.warning("%s: %s", self.json_file, sentence)
+
+
+def read_coco(json_file: str) -> Record:
+    """The content of an annotation file, with the lists `images`, `annotations` and `categories` in place.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CocoFormatError: not JSON, not an object, or a list is missing that has to be there.
+    """
+    if not os.path.isfile(json_file):
+        raise FileNotFoundError(f"there is no annotation file {json_file!r}; check the path")
+    try:
+        with open(json_file, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise CocoFormatError(f"{json_file} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CocoFormatError(f"{json_file} holds a {type(content).__name__}; COCO annotations are an object")
+    if "images" not in content:
+        keys = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise CocoFormatError(f"{json_file} has no key 'images' (it has: {keys}); is it a COCO annotation file?")
+    content.setdefault("annotations", [])
+    if "categories" not in content and not content["annotations"]:
+        content["categories"] = []
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise CocoFormatError(f"{json_file} has no list {key!r}; without it the annotations mean nothing")
+        for index, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                raise CocoFormatError(f"entry {index} of {key!r} in {json_file} is {_short(entry)}, not an object")
+    return content
+
+
+def clean_coco(content: Record, json_file: str, image_root: str) -> tuple[Record, CleaningReport]:
+    """Repaired content (a new dict; its records are copies where changed) and the report.
+
+    Raises:
+        CocoFormatError: a category or picture without id or name, a category id given twice, no picture left.
+    """
+    report = CleaningReport(json_file)
+    categories = _check_categories(content["categories"], json_file, report)
+    images = _clean_images(content["images"], json_file, image_root, report)
+    annotations = _clean_annotations(content["annotations"], images, {c["id"] for c in categories}, report)
+    if not annotations and content["annotations"]:
+        report.note("no annotation is left, so nothing can be trained on or scored", "see the other warnings")
+    elif not annotations:
+        logger.warning("%s has no annotations: it can be predicted on, but not trained on or scored", json_file)
+    cleaned = {**content, "categories": categories, "images": list(images.values()), "annotations": annotations}
+    return cleaned, report
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# ------------------------------------------------------------------------------------- categories and pictures
+
+
+def _check_categories(categories: list[Record], json_file: str, report: CleaningReport) -> list[Record]:
+    names: dict[int, str] = {}
+    for index, category in enumerate(categories):
+        number, name = category.get("id"), category.get("name")
+        where = f"category {index} of {json_file} ({_short(category)})"
+        if not _is_integer(number):
+            raise CocoFormatError(f"{where} has no integer 'id'; give it one")
+        if not isinstance(name, str) or not name.strip(" .?\t\r\n"):
+            raise CocoFormatError(f"{where} has no 'name' with a word in it; the name is what the model is asked for")
+        if number in names:
+            raise CocoFormatError(f"{where} has the id of {names[number]!r} too; category ids have to differ")
+        if name in names.values():
+            logger.warning("%s names two categories %r; the model cannot tell them apart", json_file, name)
+        names[number] = name
+    return categories
+
+
+def _clean_images(
+    images: list[Record], json_file: str, image_root: str, report: CleaningReport
+) -> dict[int | str, Record]:
+    if not images:
+        raise CocoFormatError(f"{json_file} lists no pictures ('images' is empty)")
+    if not os.path.isdir(image_root):
+        raise FileNotFoundError(f"there is no picture folder {image_root!r}, which {json_file} needs; check the path")
+    kept: dict[int | str, Record] = {}
+    missing = []
+    for index, image in enumerate(images):
+        number, name = image.get("id"), image.get("file_name")
+        where = f"picture {index} of {json_file} ({_short(image)})"
+        if not (_is_integer(number) or isinstance(number, str)):
+            raise CocoFormatError(f"{where} has no 'id'; give it a number of its own")
+        if not isinstance(name, str) or not name:
+            raise CocoFormatError(f"{where} has no 'file_name'")
+        example = f"picture {number!r}, {name}"
+        if number in kept:
+            report.note("dropped pictures whose id was there already", example)
+        elif not os.path.isfile(os.path.join(image_root, name)):
+            missing.append(name)
+            report.note(f"dropped pictures that are missing in {image_root}", example)
+        else:
+            sized = _with_size(image, os.path.join(image_root, name), example, report)
+            if sized is not None:
+                kept[number] = sized
+    if not kept:
+        hint = f"; {os.path.join(image_root, missing[0])} for one is missing" if missing else ""
+        raise CocoFormatError(f"{json_file} has no usable picture{hint}; check the picture folder")
+    return kept
+
+
+def _with_size(image: Record, path: str, example: str, report: CleaningReport) -> Record | None:
+    """The record with the picture's width and height, read from the file where it has none."""
+    if all(_is_integer(image.get(key)) and image[key] > 0 for key in ("width", "height")):
+        return image
+    from detectron2.data import detection_utils
+
+    try:
+        height, width = detection_utils.read_image(path).shape[:2]
+    except Exception:  # whatever a decoder raises on a broken file
+        report.note("dropped pictures without a size whose file cannot be read", example)
+        return None
+    report.note("filled in the size of pictures from their files", example)
+    return {**image, "width": width, "height": height}
+
+
+# ------------------------------------------------------------------------------------------------ annotations
+
+
+def _clean_annotations(
+    annotations: list[Record], images: dict[int | str, Record], category_ids: set[int], report: CleaningReport
+) -> list[Record]:
+    kept: list[Record] = []
+    seen: set[Any] = set()
+    for index, annotation in enumerate(annotations):
+        example = f"annotation {annotation.get('id', f'at place {index}')!r} of picture {annotation.get('image_id')!r}"
+        image = _lookup(images, annotation.get("image_id"))
+        if image is None:
+            report.note("dropped annotations of pictures that are not listed (or were dropped)", example)
+        elif not _is_integer(annotation.get("category_id")) or annotation["category_id"] not in category_ids:
+            number = annotation.get("category_id")
+            report.note("dropped annotations of categories that are not listed", f"{example}, category {number!r}")
+        else:
+            repaired = _clean_box(annotation, image, example, report)
+            if repaired is not None:
+                kept.append(_clean_fields(repaired, image, example, report))
+    return _distinct_ids(kept, seen, report)
+
+
+def _lookup(images: dict[int | str, Record], number: object) -> Record | None:
+    return images.get(number) if isinstance(number, (int, str)) else None
+
+
+def _clean_box(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record | None:
+    box = annotation.get("bbox")
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(_is_number(value) for value in box):
+        report.note("dropped annotations whose box is not four finite numbers", f"{example}, {_short(box)}")
+        return None
+    x, y, width, height = (float(value) for value in box)
+    if width <= 0 or height <= 0:
+        report.note("dropped annotations whose box has no area", f"{example}, {_short(box)}")
+        return None
+    overshoot = max(-x, -y, x + width - image["width"], y + height - image["height"])
+    if overshoot <= BOX_TOLERANCE:
+        return annotation
+    left, top = max(x, 0.0), max(y, 0.0)
+    right, bottom = min(x + width, float(image["width"])), min(y + height, float(image["height"]))
+    where = f"{example}, {_short(box)} in {image['width']} x {image['height']}"
+    if right <= left or bottom <= top:
+        report.note("dropped annotations whose box is outside the picture", where)
+        return None
+    report.note("clipped boxes that stand out of the picture", where)
+    return {**annotation, "bbox": [left, top, right - left, bottom - top]}
+
+
+def _clean_fields(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record:
+    """The annotation with `area`, `iscrowd` and, if any, a usable `segmentation`."""
+    repaired = dict(annotation)
+    if repaired.get("iscrowd") not in (0, 1):
+        if "iscrowd" in repaired:
+            report.note("took annotations with a strange 'iscrowd' for single objects", example)
+        else:
+            report.note("filled in 'iscrowd': 0", example)
+        repaired["iscrowd"] = 0
+    if not _is_number(repaired.get("area")) or repaired["area"] < 0:
+        report.note("filled in 'area' from the box", example)
+        repaired["area"] = float(repaired["bbox"][2] * repaired["bbox"][3])
+    segmentation = repaired.pop("segmentation", None)
+    usable = usable_segmentation(segmentation, image["height"], image["width"])
+    if usable:
+        repaired["segmentation"] = usable
+    elif segmentation:
+        report.note("dropped unusable segmentations (their boxes stay)", example)
+    return repaired
+
+
+def usable_segmentation(segmentation: object, height: int, width: int) -> list[list[float]] | Record | None:
+    """The polygons with at least three corners, or the RLE if it has the picture's size; None if nothing is left."""
+    if isinstance(segmentation, list):
+        polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
+        return polygons or None
+    if isinstance(segmentation, dict) and segmentation.get("size") == [height, width]:
+        counts = segmentation.get("counts")
+        if isinstance(counts, str) and counts:
+            return segmentation
+        if isinstance(counts, list) and all(_is_integer(n) and n >= 0 for n in counts) and sum(counts) == height * width:
+            return segmentation
+    return None
+
+
+def _is_polygon(polygon: object) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(_is_number(value) for value in polygon)
+    )
+
+
+def _distinct_ids(annotations: Iterable[Record], seen: set[Any], report: CleaningReport) -> list[Record]:
+    """Annotations with positive ids of their own: pycocotools takes id 0 for "unmatched" and merges equal ids."""
+    annotations = list(annotations)
+    next_id = 1 + max((a["id"] for a in annotations if _is_integer(a.get("id"))), default=0)
+    result = []
+    for index, annotation in enumerate(annotations):
+        number = annotation.get("id")
+        if not _is_integer(number) or number <= 0 or number in seen:
+            kind = "an id that was there already" if number in seen else "no usable id (a positive number)"
+            report.note(f"renumbered annotations with {kind}", f"annotation {number!r} at place {index}")
+            annotation = {**annotation, "id": max(next_id, 1)}
+            next_id = annotation["id"] + 1
+        seen.add(annotation["id"])
+        result.append(annotation)
+    return result

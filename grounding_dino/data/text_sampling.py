@@ -1,0 +1,142 @@
+"""Which names a training prompt lists, and how a mirrored picture changes its words.
+
+All random draws use numpy's global generator, which the data loader seeds per sample, as Detectron2's augmentations do.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Hashable, Sequence
+
+import numpy as np
+
+from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+
+_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+_SIDE_WORD = re.compile(rf"\b({'|'.join(_SIDES)})\b", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def name_cost(name: str, tokenizer: WordPieceTokenizer) -> int:
+    """Tokens that a name takes in a prompt of categories, with its closing period, without [CLS] and [SEP]."""
+    return len(tokenizer.encode(" ".join(name.lower().split()))) - 2 + 1
+
+
+class TextSampler:
+    """Draws the names of training prompts within a token budget.
+
+    Args:
+        num_negatives: names of absent categories a prompt; -1 lists all that fit.
+        full_probability: how often all `num_negatives` are listed; else their number is uniform from 1.
+        shuffle: random order of the names; else the data set's.
+        max_tokens: tokens of a prompt, [CLS] and [SEP] included.
+        vocabulary: a WordPiece vocabulary file; "" for the packaged one.
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_negatives: int = -1,
+        full_probability: float = 0.5,
+        shuffle: bool = True,
+        max_tokens: int = 256,
+        vocabulary: str = "",
+    ) -> None:
+        if num_negatives < -1:
+            raise ValueError(f"the number of negative categories is {num_negatives}; use -1 (all) or 0 and more")
+        if not 0 <= full_probability <= 1:
+            raise ValueError(f"the probability of a full list of negatives is {full_probability}; use 0 to 1")
+        if max_tokens < 4:
+            raise ValueError(f"a prompt of {max_tokens} tokens holds no name; use at least 4")
+        self.num_negatives = num_negatives
+        self.full_probability = full_probability
+        self.shuffle = shuffle
+        self.budget = max_tokens - 2
+        self.tokenizer = build_tokenizer(vocabulary)
+
+    def sample_categories(self, names: Sequence[str], positives: Collection[int]) -> list[int]:
+        """Indices into `names`, in the order of the prompt: positives first while they fit, then drawn negatives.
+
+        A name that also belongs to a positive (a category listed twice) is no negative.
+        """
+        present = {names[index].strip().lower() for index in positives}
+        absent = [index for index in range(len(names)) if names[index].strip().lower() not in present]
+        chosen = self._fit(names, _shuffled(sorted(set(positives))), self.budget)
+        left = self.budget - sum(name_cost(names[index], self.tokenizer) for index in chosen)
+        count = self._negative_count(len(absent), has_positives=bool(chosen))
+        chosen += self._fit(names, _shuffled(absent)[:count], left)
+        return _shuffled(chosen) if self.shuffle else sorted(chosen)
+
+    def sample_expressions(self, captions: Sequence[str], objects: Sequence[Hashable]) -> list[int]:
+        """Indices of expressions that go into one prompt: of different objects each, any number that fits.
+
+        `objects[i]` says what caption i refers to. Two captions of one object in a prompt would have to share a query.
+        """
+        taken: set[Hashable] = set()
+        candidates = []
+        for index in _shuffled(range(len(captions))):
+            if objects[index] not in taken:
+                taken.add(objects[index])
+                candidates.append(index)
+        count = int(np.random.randint(1, len(candidates) + 1)) if candidates else 0
+        return self._fit(captions, candidates[:count], self.budget)
+
+    def _negative_count(self, available: int, has_positives: bool) -> int:
+        if self.num_negatives == -1:
+            return available
+        count = self.num_negatives
+        if count > 1 and np.random.random() >= self.full_probability:
+            count = int(np.random.randint(1, count + 1))
+        # A prompt needs a name: an empty picture gets at least one.
+        return min(available, count if has_positives else max(1, count))
+
+    def _fit(self, names: Sequence[str], indices: Sequence[int], budget: int) -> list[int]:
+        """The indices, in order, whose names fit into `budget` tokens; a name too long for the rest is left out."""
+        kept = []
+        for index in indices:
+            cost = name_cost(names[index], self.tokenizer)
+            if cost <= budget:
+                kept.append(index)
+                budget -= cost
+        return kept
+
+
+def _shuffled(indices: Sequence[int]) -> list[int]:
+    return [indices[place] for place in np.random.permutation(len(indices))]
+
+
+def swap_sides(text: str, spans: Sequence[Sequence[int]] = ()) -> tuple[str, list[tuple[int, int]]]:
+    """`text` of a mirrored picture, "left" and "right" exchanged, and the character spans moved along.
+
+    A span that begins or ends inside an exchanged word grows to the whole word.
+    """
+    parts: list[str] = []
+    starts: list[int] = []  # of each old character, where it begins in the new text
+    stops: list[int] = []  # and where it ends
+    length = end = 0
+    for match in [*_SIDE_WORD.finditer(text), None]:
+        plain = text[end : match.start()] if match else text[end:]
+        starts += range(length, length + len(plain))
+        stops += range(length + 1, length + len(plain) + 1)
+        parts.append(plain)
+        length += len(plain)
+        if match:
+            word = _swapped_word(match.group())
+            starts += [length] * len(match.group())
+            stops += [length + len(word)] * len(match.group())
+            parts.append(word)
+            length += len(word)
+            end = match.end()
+    moved = [(starts[begin], stops[stop - 1]) for begin, stop in spans]
+    return "".join(parts), moved
+
+
+def _swapped_word(word: str) -> str:
+    other = _SIDES[word.lower()]
+    if word.isupper():
+        return other.upper()
+    return other.capitalize() if word[0].isupper() else other

@@ -1,0 +1,81 @@
+"""Small building blocks shared by encoder, decoder and heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """`num_layers` linear layers with ReLU between them; the sub-modules are `layers.{i}`."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(dims[:-1], dims[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, ReLU, dropout, linear: the position-wise network of a transformer layer (weights `0` and `2`)."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int, dropout: float = 0.0) -> None:
+        super().__init__(
+            nn.Linear(embed_dim, ffn_dim),
+            nn.Sequential(nn.ReLU(), nn.Dropout(dropout)),
+            nn.Linear(ffn_dim, embed_dim),
+        )
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention over `scaled_dot_product_attention`, batch first.
+
+    `in_proj` holds the query, key and value projections as consecutive rows, as the published checkpoints do.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Attend from `query` (B, Q, C) to `key`, `value` (B, T, C).
+
+        `attention_mask` is boolean, True where attention is allowed, broadcastable to (B, heads, Q, T).
+        """
+        if query is key:
+            q, k = self._project(query, 0, 2).chunk(2, dim=-1)
+        else:
+            q, k = self._project(query, 0, 1), self._project(key, 1, 2)
+        v = self._project(value, 2, 3)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, ., C/heads)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, first: int, last: int) -> Tensor:
+        rows = slice(first * self.embed_dim, last * self.embed_dim)
+        return F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
+
+
+def key_mask(padding_mask: Tensor) -> Tensor:
+    """(B, T) padding mask -> (B, 1, 1, T) attention mask: every query may attend to every key that is not padding."""
+    return ~padding_mask[:, None, None, :]
+
+
+def any_true(mask: Tensor) -> bool:
+    """Whether a mask has a True entry; asked once a batch, since it waits for the device."""
+    return bool(torch.any(mask))

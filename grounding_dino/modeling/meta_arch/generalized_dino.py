@@ -1,0 +1,227 @@
+"""One meta-architecture for the DINO family: its parts decide which model it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from grounding_dino.modeling.input_projection import InputProjection, pyramid_of_padded, pyramid_of_pictures
+from grounding_dino.modeling.losses.criterion import SetCriterion
+from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
+from grounding_dino.modeling.postprocess import postprocess_picture
+from grounding_dino.modeling.transformer_decoder import QuerySelection, build_transformer_decoder
+from grounding_dino.modeling.transformer_decoder.decoder import prepend_denoising
+from grounding_dino.modeling.transformer_decoder.denoising import DenoisingGenerator
+from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt, Targets
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, positive_map
+from grounding_dino.text.text_encoder import build_text_encoder
+
+
+@META_ARCH_REGISTRY.register()
+class GeneralizedDINO(nn.Module):
+    """Grounding DINO (and, by other parts, DINO and Mask DINO): pictures and prompts to losses or `Instances`."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: Sequence[str],
+        input_projection: InputProjection,
+        text_encoder: nn.Module,
+        pixel_decoder: nn.Module,
+        query_selection: QuerySelection,
+        transformer_decoder: nn.Module,
+        denoising: DenoisingGenerator | None,
+        criterion: SetCriterion,
+        pixel_statistics: tuple[Sequence[float], Sequence[float]],
+        pad_before_backbone: bool = False,
+        detections_per_image: int = 300,
+    ) -> None:
+        """`pixel_statistics`: mean and standard deviation of each channel, 0 to 255, in the order of the input."""
+        super().__init__()
+        self.backbone = backbone
+        self.in_features = list(in_features)
+        self.input_projection = input_projection
+        self.text_encoder = text_encoder
+        self.pixel_decoder = pixel_decoder
+        self.query_selection = query_selection
+        self.transformer_decoder = transformer_decoder
+        self.denoising = denoising
+        self.criterion = criterion
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixel_statistics)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+        self.pad_before_backbone = pad_before_backbone
+        self.detections_per_image = detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        in_features = cfg.MODEL.PIXEL_DECODER.IN_FEATURES
+        shapes = backbone.output_shape()
+        missing = [name for name in in_features if name not in shapes]
+        if missing:
+            raise ValueError(
+                f"MODEL.PIXEL_DECODER.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives {sorted(shapes)}"
+            )
+        return {
+            "backbone": backbone,
+            "in_features": in_features,
+            "input_projection": InputProjection(
+                [shapes[name] for name in in_features], cfg.MODEL.EMBED_DIM, cfg.MODEL.PIXEL_DECODER.NUM_FEATURE_LEVELS
+            ),
+            "text_encoder": build_text_encoder(cfg),
+            "pixel_decoder": build_pixel_decoder(cfg),
+            "query_selection": QuerySelection(cfg),
+            "transformer_decoder": build_transformer_decoder(cfg),
+            "denoising": DenoisingGenerator(cfg) if cfg.MODEL.DENOISING.ENABLED_ON else None,
+            "criterion": SetCriterion(cfg),
+            "pixel_statistics": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
+            "pad_before_backbone": cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses by name in training, else one `{"instances": Instances}` a picture.
+
+        Each input has `image` (C, H, W) uint8 or float 0 to 255, and `categories` or `caption` (with optional
+        `phrases`); in training also `instances`, whose `gt_classes` count that picture's categories or phrases.
+        """
+        images = self.preprocess_image(batched_inputs)
+        prompts = [self.prompts_of(inputs) for inputs in batched_inputs]
+        features = self.extract_features(images)
+        if self.training:
+            return self.losses(features, [p[0] for p in prompts], batched_inputs, images)
+        predictions = self.predict(features, prompts)
+        return [
+            {"instances": postprocess_picture(found, inputs, image.shape[-2:], self.detections_per_image)}
+            for found, inputs, image in zip(predictions, batched_inputs, images)
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        """Normalised pictures (3, H, W), each in its own size."""
+        dtype = self.input_projection[0][0].weight.dtype
+        images = []
+        for inputs in batched_inputs:
+            image = inputs["image"].to(self.device, torch.promote_types(dtype, torch.float32))
+            images.append(((image - self.pixel_mean) / self.pixel_std).to(dtype))
+        return images
+
+    def prompts_of(self, inputs: dict[str, Any]) -> list[Prompt]:
+        """The prompts of a picture: several where its categories do not fit in one."""
+        tokenizer, max_tokens = self.text_encoder.tokenizer, self.text_encoder.max_tokens
+        if "categories" in inputs:
+            prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens)
+            if self.training and len(prompts) > 1:
+                raise ValueError(
+                    f"the {len(inputs['categories'])} categories of {inputs.get('file_name', 'a picture')} take more than "
+                    f"{max_tokens} tokens; sample fewer in training (INPUT.NUM_NEGATIVE_CATEGORIES)"
+                )
+            return prompts
+        if "caption" in inputs:
+            return [build_caption_prompt(inputs["caption"], tokenizer, max_tokens, inputs.get("phrases"))]
+        raise ValueError(
+            f"the input {inputs.get('file_name', '')!r} names nothing to look for: give it 'categories' or 'caption'"
+        )
+
+    def extract_features(self, images: list[Tensor]) -> FeaturePyramid:
+        """The projected pyramid of a batch.
+
+        At inference the backbone sees each picture in its own size, grouped with its equals, since padding would
+        change the features of real pixels; training pads first, as the authors do.
+        """
+        if self.training or self.pad_before_backbone:
+            batch = ImageList.from_tensors(images, self.backbone.size_divisibility)
+            mask = torch.ones(len(images), *batch.tensor.shape[-2:], dtype=torch.bool, device=self.device)
+            for row, (height, width) in zip(mask, batch.image_sizes):
+                row[:height, :width] = False
+            return pyramid_of_padded(self._project(batch.tensor), mask)
+        groups: dict[torch.Size, list[int]] = defaultdict(list)
+        for i, image in enumerate(images):
+            groups[image.shape].append(i)
+        pictures: list[list[Tensor]] = [[] for _ in images]
+        for members in groups.values():
+            maps = self._project(torch.stack([images[i] for i in members]))
+            for row, i in enumerate(members):
+                pictures[i] = [m[row] for m in maps]
+        return pyramid_of_pictures(pictures)
+
+    def _project(self, batch: Tensor) -> list[Tensor]:
+        maps = self.backbone(batch)
+        return self.input_projection([maps[name] for name in self.in_features])
+
+    def predict(
+        self, features: FeaturePyramid, prompts: list[list[Prompt]]
+    ) -> list[list[tuple[Prompt, Predictions]]]:
+        """For each picture its prompts with what was found; the backbone's work is shared by all prompts."""
+        found: list[list[tuple[Prompt, Predictions]]] = [[] for _ in prompts]
+        for row in itertools.zip_longest(*prompts):
+            pictures = [i for i, prompt in enumerate(row) if prompt is not None]
+            chosen = [row[i] for i in pictures]
+            output = self.detect(features.select(pictures), chosen)
+            last = output.layers[-1]
+            for j, i in enumerate(pictures):
+                found[i].append((chosen[j], Predictions(last.pred_logits[j], last.pred_boxes[j])))
+        return found
+
+    def detect(self, features: FeaturePyramid, prompts: Sequence[Prompt]) -> DecoderOutput:
+        """One prompt a picture through encoder, query selection and decoder; the last layer's predictions."""
+        text = self.text_encoder(prompts)
+        memory, text = self.pixel_decoder(features, text)
+        queries, _ = self.query_selection(memory, text)
+        return self.transformer_decoder(queries, memory, text, all_layers=False)
+
+    def losses(
+        self,
+        features: FeaturePyramid,
+        prompts: list[Prompt],
+        batched_inputs: list[dict[str, Any]],
+        images: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Weighted losses of all decoder layers, of the encoder, and of the denoising queries."""
+        text = self.text_encoder(prompts)
+        targets = [
+            self.target_of(inputs, prompt, image.shape[-2:], text.padding_mask.shape[1])
+            for inputs, prompt, image in zip(batched_inputs, prompts, images)
+        ]
+        memory, text = self.pixel_decoder(features, text)
+        queries, encoder = self.query_selection(memory, text)
+        noised = None
+        if self.denoising is not None:
+            noised = self.denoising(targets, queries.content.shape[1])
+        if noised is not None:
+            queries = prepend_denoising(queries, noised.content, noised.reference_points, noised.attention_mask)
+        output = self.transformer_decoder(queries, memory, text)
+        output = dataclasses.replace(output, encoder=encoder)
+        return self.criterion(output, targets, noised, text.padding_mask)
+
+    def target_of(self, inputs: dict[str, Any], prompt: Prompt, image_size: Sequence[int], num_tokens: int) -> Targets:
+        """The ground truth of a picture, boxes relative to its unpadded size."""
+        instances = inputs["instances"].to(self.device)
+        height, width = image_size
+        boxes = instances.gt_boxes.tensor.float()
+        scale = boxes.new_tensor([width, height, width, height])
+        x0, y0, x1, y1 = (boxes / scale).unbind(-1)
+        token_map = positive_map(prompt, num_tokens).to(self.device)
+        return Targets(
+            labels=instances.gt_classes,
+            boxes=torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1),
+            positive_map=token_map[instances.gt_classes],
+        )

@@ -1,0 +1,198 @@
+"""The deformable encoder over all levels, with text fusion where the model has text (Grounding DINO, section 3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from grounding_dino.layers.blocks import FeedForward, any_true
+from grounding_dino.layers.ms_deform_attn import MSDeformAttn
+from grounding_dino.layers.position_encoding import image_position_embedding
+from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
+from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer
+from grounding_dino.structures import FeaturePyramid, Memory, TextFeatures
+
+
+class ImageLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, post-norm (Deformable DETR)."""
+
+    def __init__(
+        self, embed_dim: int, num_levels: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.self_attention = MSDeformAttn(embed_dim, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, reference_points: Tensor, memory: Memory, padding_mask: Tensor | None
+    ) -> Tensor:
+        """`tokens` (B, S, C) are this layer's input; `memory` gives the layout of the levels."""
+        attended = self.self_attention(
+            tokens + position, reference_points, tokens, memory.spatial_shapes, memory.level_start_index, padding_mask
+        )
+        tokens = self.norm1(tokens + self.dropout(attended))
+        return self.norm2(tokens + self.dropout(self.ffn(tokens)))
+
+
+class EncoderLayer(nn.Module):
+    """Fusion, then the text's layer, then the image's; the first two are None in models without text."""
+
+    def __init__(self, image_layer: ImageLayer, fusion: TextFusionLayer | None, text_layer: TextLayer | None) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.text_layer = text_layer
+        self.image_layer = image_layer
+
+    def forward(
+        self,
+        tokens: Tensor,
+        text_tokens: Tensor | None,
+        text: TextFeatures | None,
+        position: Tensor,
+        reference_points: Tensor,
+        memory: Memory,
+        padding_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.fusion is not None and text is not None:
+            tokens, text_tokens = self.fusion(tokens, text_tokens, padding_mask, text.padding_mask)
+        if self.text_layer is not None and text is not None:
+            text_tokens = self.text_layer(text, text_tokens)
+        return self.image_layer(tokens, position, reference_points, memory, padding_mask), text_tokens
+
+
+@PIXEL_DECODER_REGISTRY.register()
+class DeformableEncoder(nn.Module):
+    """Encode a feature pyramid (and text) into memory: `NUM_LAYERS` encoder layers over the tokens of all levels."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        layers: list[EncoderLayer],
+        embed_dim: int,
+        num_levels: int,
+        position_temperature: float,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.position_temperature = position_temperature
+        self.activation_checkpointing = activation_checkpointing
+        self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
+        self.layers = nn.ModuleList(layers)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        decoder = cfg.MODEL.PIXEL_DECODER
+        dim, has_text = cfg.MODEL.EMBED_DIM, bool(cfg.MODEL.TEXT_ENCODER.NAME)
+        image_layer = (
+            dim,
+            decoder.NUM_FEATURE_LEVELS,
+            decoder.NUM_HEADS,
+            decoder.NUM_POINTS,
+            decoder.FFN_DIM,
+            decoder.DROPOUT,
+        )
+        text_layer = decoder.TEXT_LAYER
+        layers = [
+            EncoderLayer(
+                ImageLayer(*image_layer),
+                _build_fusion(cfg) if has_text else None,
+                TextLayer(dim, text_layer.NUM_HEADS, text_layer.FFN_DIM, text_layer.DROPOUT) if has_text else None,
+            )
+            for _ in range(decoder.NUM_LAYERS)
+        ]
+        return {
+            "layers": layers,
+            "embed_dim": dim,
+            "num_levels": decoder.NUM_FEATURE_LEVELS,
+            "position_temperature": decoder.POSITION_TEMPERATURE,
+            "activation_checkpointing": decoder.ACTIVATION_CHECKPOINTING_ON,
+        }
+
+    def forward(self, features: FeaturePyramid, text: TextFeatures | None) -> tuple[Memory, TextFeatures | None]:
+        """Return the encoded image tokens, and `text` with its encoded tokens."""
+        memory = flatten_levels(features)
+        position = self.position_embedding(features)
+        reference_points = encoder_reference_points(memory)
+        # without padding the masks are all False: leaving them out saves a pass and allows faster attention
+        padding_mask = memory.padding_mask if any_true(memory.padding_mask) else None
+        tokens, text_tokens = memory.features, None if text is None else text.embeddings
+        for layer in self.layers:
+            inputs = (tokens, text_tokens, text, position, reference_points, memory, padding_mask)
+            if self.activation_checkpointing and self.training:
+                tokens, text_tokens = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                tokens, text_tokens = layer(*inputs)
+        if text is not None:
+            text = dataclasses.replace(text, embeddings=text_tokens)
+        return dataclasses.replace(memory, features=tokens), text
+
+    def position_embedding(self, features: FeaturePyramid) -> Tensor:
+        """(B, S, C): the sine embedding of each token's place plus the learned embedding of its level."""
+        levels = [
+            image_position_embedding(mask, self.embed_dim, self.position_temperature).flatten(1, 2) + level
+            for mask, level in zip(features.padding_masks, self.level_embed)
+        ]
+        return torch.cat(levels, dim=1).to(features.maps[0].dtype)
+
+
+def _build_fusion(cfg: CfgNode) -> TextFusionLayer:
+    fusion = cfg.MODEL.PIXEL_DECODER.TEXT_FUSION
+    return TextFusionLayer(
+        embed_dim=cfg.MODEL.EMBED_DIM,
+        attention_dim=fusion.EMBED_DIM,
+        num_heads=fusion.NUM_HEADS,
+        dropout=fusion.DROPOUT,
+        drop_path=fusion.DROP_PATH_RATE,
+        init_scale=fusion.INIT_SCALE,
+    )
+
+
+def flatten_levels(features: FeaturePyramid) -> Memory:
+    """Lay the maps of a pyramid one behind the other as tokens."""
+    shapes = [m.shape[-2:] for m in features.maps]
+    spatial_shapes = torch.tensor(shapes, dtype=torch.int64, device=features.maps[0].device)
+    sizes = spatial_shapes.prod(1)
+    return Memory(
+        features=torch.cat([m.flatten(2).transpose(1, 2) for m in features.maps], dim=1),
+        padding_mask=torch.cat([m.flatten(1) for m in features.padding_masks], dim=1),
+        spatial_shapes=spatial_shapes,
+        level_start_index=sizes.cumsum(0) - sizes,
+        valid_ratios=torch.stack([_valid_ratio(m) for m in features.padding_masks], dim=1),
+    )
+
+
+def _valid_ratio(padding_mask: Tensor) -> Tensor:
+    """(B, H, W) -> (B, 2): the share of columns and of rows that are not padding."""
+    width = (~padding_mask[:, 0, :]).float().mean(1)
+    height = (~padding_mask[:, :, 0]).float().mean(1)
+    return torch.stack((width, height), dim=-1)
+
+
+def encoder_reference_points(memory: Memory) -> Tensor:
+    """(B, S, L, 2): each token's own centre, relative to the padded map of each level."""
+    centres = [
+        cell_centres(int(h), int(w), ratio)
+        for (h, w), ratio in zip(memory.spatial_shapes.tolist(), memory.valid_ratios.unbind(1))
+    ]
+    return torch.cat(centres, dim=1)[:, :, None] * memory.valid_ratios[:, None]
+
+
+def cell_centres(height: int, width: int, valid_ratio: Tensor) -> Tensor:
+    """(B, h * w, 2): centres of a level's cells in x and y, as a share of its valid part."""
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=valid_ratio.dtype, device=valid_ratio.device) + 0.5,
+        torch.arange(width, dtype=valid_ratio.dtype, device=valid_ratio.device) + 0.5,
+        indexing="ij",
+    )
+    centres = torch.stack((x.flatten(), y.flatten()), dim=-1)  # (h * w, 2)
+    valid_size = valid_ratio * torch.tensor([width, height], dtype=valid_ratio.dtype, device=valid_ratio.device)
+    return centres[None] / valid_size[:, None]

@@ -1,0 +1,72 @@
+"""Predictions to `Instances`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
+from grounding_dino.structures import Predictions, Prompt
+from grounding_dino.text.prompt import category_scores
+
+
+def postprocess_picture(
+    found: Sequence[tuple[Prompt, Predictions]],
+    inputs: Mapping[str, Any],
+    image_size: Sequence[int],
+    detections_per_image: int,
+) -> Instances:
+    """Detections of one picture in its output size (`height`, `width` of `inputs`, else `image_size`).
+
+    `found` pairs each prompt of the picture with its predictions (Q, T), (Q, 4). With categories: the best
+    (query, category) pairs over all prompts, with `pred_classes` the index into `inputs["categories"]`. With a
+    caption: one detection a query, scored by its best token, with that query's `token_logits`.
+    """
+    size = (int(inputs.get("height", image_size[0])), int(inputs.get("width", image_size[1])))
+    if "categories" in inputs:
+        return category_instances(found, size, detections_per_image)
+    return caption_instances(found[0][1], size)
+
+
+def category_instances(
+    found: Sequence[tuple[Prompt, Predictions]], size: tuple[int, int], detections_per_image: int
+) -> Instances:
+    """The `detections_per_image` best of all (query, category) pairs, best first."""
+    scores, classes, boxes = [], [], []
+    for prompt, predictions in found:
+        probability = category_scores(predictions.pred_logits, prompt)  # (Q, categories of this prompt)
+        top = probability.flatten().topk(min(detections_per_image, probability.numel()))
+        query = top.indices // probability.shape[1]
+        category = torch.tensor(prompt.category_indices, device=query.device)
+        scores.append(top.values)
+        classes.append(category[top.indices % probability.shape[1]])
+        boxes.append(predictions.pred_boxes[query])
+    all_scores = torch.cat(scores)
+    best = all_scores.topk(min(detections_per_image, len(all_scores))).indices
+    instances = Instances(size)
+    instances.pred_boxes = scale_boxes(torch.cat(boxes)[best], size)
+    instances.scores = all_scores[best]
+    instances.pred_classes = torch.cat(classes)[best]
+    return instances
+
+
+def caption_instances(predictions: Predictions, size: tuple[int, int]) -> Instances:
+    """Every query with its best token's score, best first, and its `token_logits` (Q, T), from which phrases are read."""
+    scores, order = predictions.pred_logits.amax(-1).float().sigmoid().sort(descending=True, stable=True)
+    instances = Instances(size)
+    instances.pred_boxes = scale_boxes(predictions.pred_boxes[order], size)
+    instances.scores = scores
+    instances.token_logits = predictions.pred_logits[order]
+    return instances
+
+
+def scale_boxes(boxes: Tensor, size: tuple[int, int]) -> Boxes:
+    """cxcywh in [0, 1] -> XYXY pixels of a picture of `size` (h, w), clipped to it."""
+    height, width = size
+    scaled = Boxes(box_cxcywh_to_xyxy(boxes.float()) * boxes.new_tensor([width, height, width, height], dtype=torch.float32))
+    scaled.clip(size)
+    return scaled

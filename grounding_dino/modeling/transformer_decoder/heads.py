@@ -1,0 +1,66 @@
+"""Heads on queries: similarity to text tokens, and boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from grounding_dino.layers.blocks import MLP
+from grounding_dino.structures import TextFeatures
+
+SCALES: dict[str, Callable[[int], float]] = {
+    "none": lambda dim: 1.0,  # Grounding DINO
+    "sqrt_dim": lambda dim: dim**-0.5,  # MM-Grounding-DINO
+    "learned": lambda dim: 1.0,  # times exp(log_scale), which starts at 1: mmdet's fine-tuning of Grounding DINO
+}
+
+
+class TokenContrast(nn.Module):
+    """Logits of queries against text tokens: scaled dot product plus an optional bias."""
+
+    def __init__(self, embed_dim: int, scale: str = "none", bias: bool = False) -> None:
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"unknown MODEL.CLASS_HEAD.SCALE {scale!r}; choose from {sorted(SCALES)}")
+        self.scale = SCALES[scale](embed_dim)
+        self.log_scale = nn.Parameter(torch.zeros(())) if scale == "learned" else None
+        # a probability of 1 % at the start keeps the first focal loss small (RetinaNet, section 4.1)
+        self.bias = nn.Parameter(torch.full((1,), -math.log(99.0))) if bias else None
+
+    def forward(self, queries: Tensor, text: TextFeatures) -> Tensor:
+        """`queries` (B, Q, C) -> (B, Q, T), -inf at padded tokens."""
+        logits = queries @ text.embeddings.mT * self.scale  # (B, Q, T)
+        if self.log_scale is not None:
+            logits = logits * self.log_scale.exp()
+        if self.bias is not None:
+            logits = logits + self.bias
+        return logits.masked_fill(text.padding_mask[:, None], -math.inf)
+
+
+CLASS_HEADS: dict[str, Callable[[CfgNode], nn.Module]] = {
+    "TokenContrast": lambda cfg: TokenContrast(
+        cfg.MODEL.EMBED_DIM, cfg.MODEL.CLASS_HEAD.SCALE, cfg.MODEL.CLASS_HEAD.BIAS_ON
+    ),
+}
+
+
+def build_class_head(cfg: CfgNode) -> nn.Module:
+    """One class head `(queries, text) -> logits`, as `MODEL.CLASS_HEAD.NAME` says."""
+    name = cfg.MODEL.CLASS_HEAD.NAME
+    if name not in CLASS_HEADS:
+        raise ValueError(f"unknown MODEL.CLASS_HEAD.NAME {name!r}; choose from {sorted(CLASS_HEADS)}")
+    return CLASS_HEADS[name](cfg)
+
+
+def build_box_head(embed_dim: int) -> MLP:
+    """An MLP from a query to the change of its box, in logits; zero at the start, so that boxes begin as references."""
+    head = MLP(embed_dim, embed_dim, 4, 3)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return head
