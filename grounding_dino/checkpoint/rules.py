@@ -47,8 +47,11 @@ ROWS = Join(  # ours is the others' rows, one after another (query, key, value)
     lambda tensors: torch.cat(list(tensors)), lambda tensor, count: [part.clone() for part in tensor.chunk(count)]
 )
 COPIES = Join(_equal_copies, lambda tensor, count: [tensor] * count, partial=True)  # one tensor under several names
+FIRST_COPY = Join(_equal_copies, lambda tensor, count: [tensor], partial=True)  # the same, but written under the first
 # One number: ours has shape (1,) for biases, () for scales, as the modules have it.
-VECTOR_TO_SCALAR = each(lambda tensor: tensor.reshape(1), lambda tensor: tensor.reshape(()))
+VECTOR_TO_SCALAR = Join(  # under the first of its names
+    lambda tensors: _equal_copies(tensors).reshape(1), lambda tensor, count: [tensor.reshape(())], partial=True
+)
 SCALAR_TO_VECTOR = each(lambda tensor: tensor.reshape(()), lambda tensor: tensor.reshape(1))
 
 

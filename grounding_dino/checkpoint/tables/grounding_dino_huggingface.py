@@ -6,7 +6,7 @@ Heads shared by all decoder layers are written once.
 
 from __future__ import annotations
 
-from grounding_dino.checkpoint.rules import COPIES, ROWS, VECTOR_TO_SCALAR, Rule, Table
+from grounding_dino.checkpoint.rules import FIRST_COPY, ROWS, VECTOR_TO_SCALAR, Rule, Table
 from grounding_dino.checkpoint.tables.backbones import swin_huggingface
 from grounding_dino.checkpoint.tables.grounding_dino_official import BOX_HEADS, CLASS_HEADS, bert
 
@@ -71,17 +71,13 @@ def _decoder() -> list[Rule]:
 
 
 def _heads() -> list[Rule]:
-    head = "{i}.layers.{j}.{p}"
-    both = (f"bbox_embed.{head}", f"model.decoder.bbox_embed.{head}")
-    biases = ("class_embed.{i}.bias", "model.decoder.class_embed.{i}.bias")
+    # The decoder names the same heads once more; .bin files hold both names.
+    boxes, bias = "bbox_embed.{i}.layers.{j}.{p}", "class_embed.{i}.bias"
     return [
-        Rule(BOX_HEADS + head, both[0]),
-        Rule(CLASS_HEADS + "{i}.bias", biases[0], VECTOR_TO_SCALAR),
+        Rule(BOX_HEADS + "{i}.layers.{j}.{p}", (boxes, f"model.decoder.{boxes}"), FIRST_COPY),
+        Rule(CLASS_HEADS + "{i}.bias", (bias, f"model.decoder.{bias}"), VECTOR_TO_SCALAR),
         Rule("query_selection.class_head.bias", "model.encoder_output_class_embed.bias", VECTOR_TO_SCALAR),
         Rule("query_selection.box_head.{rest}", "model.encoder_output_bbox_embed.{rest}"),
-        # .bin files of releases that wrote tied tensors under all their names
-        Rule("carried.huggingface.bbox_embed." + head, both[1], COPIES, carried=True),
-        Rule("carried.huggingface.class_embed.{i}.bias", biases[1], COPIES, carried=True),
     ]
 
 
