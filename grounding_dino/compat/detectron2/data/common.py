@@ -33,7 +33,7 @@ class _SerializedList:
     def __getitem__(self, idx: int) -> Any:
         start = 0 if idx == 0 else int(self._ends[idx - 1])
         # These bytes were written by __init__ in this program, never read from a file.
-        return pickle.loads(memoryview(self._bytes[start : int(self._ends[idx])]))
+        return pickle.loads(self._bytes[start : int(self._ends[idx])].data)
 
 
 class DatasetFromList(torch_data.Dataset[Any]):

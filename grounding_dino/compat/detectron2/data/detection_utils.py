@@ -115,7 +115,7 @@ def transform_instance_annotations(
     """
     if "keypoints" in annotation or keypoint_hflip_indices is not None:
         raise NotImplementedError("Keypoints need an installed upstream Detectron2.")
-    tfms = TransformList(list(transforms)) if isinstance(transforms, (list, tuple)) else transforms
+    tfms = transforms if isinstance(transforms, Transform) else TransformList(list(transforms))
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
     box = tfms.apply_box(np.array([box]))[0].clip(min=0)
     annotation["bbox"] = np.minimum(box, [image_size[1], image_size[0], image_size[1], image_size[0]])

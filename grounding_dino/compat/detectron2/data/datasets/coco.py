@@ -213,7 +213,8 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     def category_of(index: int) -> int:
         return index if original is None else original[index]
 
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for position, record in enumerate(records):
         image_id = record.get("image_id", position)
         images.append(

@@ -18,10 +18,9 @@ from fvcore.transforms.transform import (
     TransformList,
     VFlipTransform,
 )
-from PIL import Image
 
 from .augmentation import Augmentation, _as_augmentation
-from .transform import CropTransform, PadTransform, ResizeTransform
+from .transform import BILINEAR, CropTransform, PadTransform, ResizeTransform
 
 CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 CROP_TRIES = 10
@@ -53,7 +52,7 @@ class RandomFlip(Augmentation):
             )
         self.prob, self.horizontal, self.vertical = prob, horizontal, vertical
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A flip over the size of `image`, or nothing."""
         if self._rand_range() >= self.prob:
             return NoOpTransform()
@@ -63,11 +62,11 @@ class RandomFlip(Augmentation):
 class Resize(Augmentation):
     """Resize to a fixed (h, w); one number means a square."""
 
-    def __init__(self, shape: int | Sequence[int], interp: int = Image.BILINEAR) -> None:
+    def __init__(self, shape: int | Sequence[int], interp: int = BILINEAR) -> None:
         self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A resize from the size of `image`."""
         return ResizeTransform(image.shape[0], image.shape[1], self.shape[0], self.shape[1], self.interp)
 
@@ -84,7 +83,7 @@ class ResizeShortestEdge(Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
-        interp: int = Image.BILINEAR,
+        interp: int = BILINEAR,
     ) -> None:
         if sample_style not in ("range", "choice"):
             raise ValueError(f"unknown sample_style {sample_style!r}; choose 'range' or 'choice'.")
@@ -95,7 +94,7 @@ class ResizeShortestEdge(Augmentation):
         self.sample_style, self.interp = sample_style, interp
         self.is_range = sample_style == "range"
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A resize from the size of `image`."""
         h, w = image.shape[:2]
         if self.is_range:
@@ -123,13 +122,13 @@ class ResizeScale(Augmentation):
     """Fit the picture into a target size multiplied by a random scale (the resize half of large-scale jitter)."""
 
     def __init__(
-        self, min_scale: float, max_scale: float, target_height: int, target_width: int, interp: int = Image.BILINEAR
+        self, min_scale: float, max_scale: float, target_height: int, target_width: int, interp: int = BILINEAR
     ) -> None:
         self.min_scale, self.max_scale = min_scale, max_scale
         self.target_height, self.target_width = target_height, target_width
         self.interp = interp
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A resize that keeps the aspect ratio up to rounding."""
         size = np.asarray(image.shape[:2], dtype=np.float64)
         target = np.array([self.target_height, self.target_width]) * np.random.uniform(self.min_scale, self.max_scale)
@@ -146,7 +145,7 @@ class FixedSizeCrop(Augmentation):
         self.crop_size, self.pad = tuple(crop_size), pad
         self.pad_value, self.seg_pad_value = pad_value, seg_pad_value
 
-    def get_transform(self, image: np.ndarray) -> TransformList:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> TransformList:
         """A crop, followed by a padding unless `pad` is off."""
         h, w = image.shape[:2]
         crop_h, crop_w = min(h, self.crop_size[0]), min(w, self.crop_size[1])
@@ -172,7 +171,7 @@ class RandomCrop(Augmentation):
             raise ValueError(f"unknown crop_type {crop_type!r}; choose from {CROP_TYPES}.")
         self.crop_type, self.crop_size = crop_type, crop_size
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A crop somewhere in `image`."""
         h, w = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((h, w))
@@ -214,7 +213,7 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):
         self.single_category_max_area = single_category_max_area
         self.ignored_category = ignored_category
 
-    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
         """A crop that keeps the limit, or the last one tried."""
         tfm = self.crop_aug.get_transform(image)
         if self.single_category_max_area >= 1.0:
@@ -243,7 +242,7 @@ class _RandomBlend(Augmentation):
 class RandomBrightness(_RandomBlend):
     """Mix with black: below 1 darker, above 1 lighter."""
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A blend at a drawn weight."""
         return self._blend(0)
 
@@ -251,7 +250,7 @@ class RandomBrightness(_RandomBlend):
 class RandomContrast(_RandomBlend):
     """Mix with the mean of the picture: below 1 less contrast, above 1 more."""
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A blend at a drawn weight."""
         return self._blend(image.mean())
 
@@ -259,7 +258,7 @@ class RandomContrast(_RandomBlend):
 class RandomSaturation(_RandomBlend):
     """Mix with the grey picture: below 1 paler, above 1 more colourful. Needs RGB order."""
 
-    def get_transform(self, image: np.ndarray) -> Transform:  # type: ignore[override]
+    def get_transform(self, image: np.ndarray) -> Transform:
         """A blend at a drawn weight.
 
         Raises:

@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from fvcore.transforms.transform import Transform
 from PIL import Image
 
-_TORCH_INTERPOLATION = {
-    int(Image.NEAREST): "nearest",
-    int(Image.BILINEAR): "bilinear",
-    int(Image.BICUBIC): "bicubic",
-}
+# PIL's numbers, as plain integers: 0, 2, 3
+NEAREST, BILINEAR, BICUBIC = (int(getattr(Image.Resampling, name)) for name in ("NEAREST", "BILINEAR", "BICUBIC"))
+_TORCH_INTERPOLATION = {NEAREST: "nearest", BILINEAR: "bilinear", BICUBIC: "bicubic"}
 
 
 def clip_polygon_to_box(polygon: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
@@ -47,7 +45,7 @@ def clip_polygon_to_box(polygon: np.ndarray, box: tuple[float, float, float, flo
     return points if double_area > 0 else points[:0]
 
 
-class CropTransform(Transform):  # type: ignore[misc]
+class CropTransform(Transform):
     """Cut out `img[y0:y0+h, x0:x0+w]`; `orig_w`, `orig_h` (the size before) make it invertible."""
 
     def __init__(self, x0: int, y0: int, w: int, h: int, orig_w: int | None = None, orig_h: int | None = None) -> None:
@@ -84,7 +82,7 @@ class CropTransform(Transform):  # type: ignore[misc]
         return PadTransform(self.x0, self.y0, right, bottom, orig_w=self.w, orig_h=self.h)
 
 
-class PadTransform(Transform):  # type: ignore[misc]
+class PadTransform(Transform):
     """Add `x0`, `y0` pixels left and above and `x1`, `y1` right and below; `orig_*` make it invertible."""
 
     def __init__(
@@ -133,7 +131,7 @@ class PadTransform(Transform):  # type: ignore[misc]
         return CropTransform(self.x0, self.y0, self.orig_w, self.orig_h, orig_w=width, orig_h=height)
 
 
-class ResizeTransform(Transform):  # type: ignore[misc]
+class ResizeTransform(Transform):
     """Resize from (h, w) to (new_h, new_w); `interp` is a PIL method, bilinear when None.
 
     uint8 pictures go through PIL (antialiased, as published models were trained), others through PyTorch.
@@ -142,7 +140,7 @@ class ResizeTransform(Transform):  # type: ignore[misc]
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
         super().__init__()
         self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
-        self.interp = Image.BILINEAR if interp is None else interp
+        self.interp = BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resize (H, W) or (H, W, C); dtype and number of dimensions stay.
@@ -183,7 +181,7 @@ class ResizeTransform(Transform):  # type: ignore[misc]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a label map with nearest neighbours, so that no new labels appear."""
-        return self.apply_image(segmentation, interp=Image.NEAREST)
+        return self.apply_image(segmentation, interp=NEAREST)
 
     def inverse(self) -> ResizeTransform:
         """Resize back."""
