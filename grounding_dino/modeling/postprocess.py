@@ -35,8 +35,12 @@ def postprocess_picture(
 def category_instances(
     found: Sequence[tuple[Prompt, Predictions]], size: tuple[int, int], detections_per_image: int
 ) -> Instances:
-    """The `detections_per_image` best of all (query, category) pairs, best first."""
-    scores, classes, boxes = [], [], []
+    """The `detections_per_image` best of all (query, category) pairs, best first.
+
+    `query_indices` tells which detections are of one query; queries are counted through all prompts.
+    """
+    scores, classes, boxes, queries = [], [], [], []
+    first_query = 0
     for prompt, predictions in found:
         probability = category_scores(predictions.pred_logits, prompt)  # (Q, categories of this prompt)
         top = probability.flatten().topk(min(detections_per_image, probability.numel()))
@@ -45,12 +49,15 @@ def category_instances(
         scores.append(top.values)
         classes.append(category[top.indices % probability.shape[1]])
         boxes.append(predictions.pred_boxes[query])
+        queries.append(first_query + query)
+        first_query += len(probability)
     all_scores = torch.cat(scores)
     best = all_scores.topk(min(detections_per_image, len(all_scores))).indices
     instances = Instances(size)
     instances.pred_boxes = scale_boxes(torch.cat(boxes)[best], size)
     instances.scores = all_scores[best]
     instances.pred_classes = torch.cat(classes)[best]
+    instances.query_indices = torch.cat(queries)[best]
     return instances
 
 

@@ -229,8 +229,9 @@ class Visualizer(Painter):
                 for x, y, visibility in points[i]:
                     if visibility > 0:
                         self.draw_circle((x, y), colors[i])
-        for i in reversed(order) if labels is not None else ():  # the smallest have the fewest places
-            self._label(labels[i], anchors[i], colors[i])
+        if labels is not None:
+            for i in reversed(order):  # the smallest have the fewest places
+                self._label(labels[i], anchors[i], colors[i])
         return self.output
 
     # Colours and masks
@@ -250,7 +251,7 @@ class Visualizer(Painter):
         grey = np.repeat(cv2.cvtColor(self.img, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
         if covered is not None:
             grey[covered.astype(bool)] = self.img[covered.astype(bool)]
-        return grey
+        return np.asarray(grey, dtype=np.uint8)
 
     def _generic_masks(self, masks: Any) -> list[GenericMask]:
         if isinstance(masks, PolygonMasks):
