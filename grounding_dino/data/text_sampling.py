@@ -9,9 +9,9 @@ import functools
 import re
 from collections.abc import Collection, Hashable, Sequence
 
-import numpy as np
-
 from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+
+import numpy as np
 
 _SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 _SIDE_WORD = re.compile(rf"\b({'|'.join(_SIDES)})\b", re.IGNORECASE)

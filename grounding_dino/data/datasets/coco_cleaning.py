@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -146,7 +146,7 @@ def _clean_images(
     for index, image in enumerate(images):
         number, name = image.get("id"), image.get("file_name")
         where = f"picture {index} of {json_file} ({_short(image)})"
-        if not (_is_integer(number) or isinstance(number, str)):
+        if not _is_integer(number) and not isinstance(number, str):
             raise CocoFormatError(f"{where} has no 'id'; give it a number of its own")
         if not isinstance(name, str) or not name:
             raise CocoFormatError(f"{where} has no 'file_name'")
@@ -260,7 +260,11 @@ def usable_segmentation(segmentation: object, height: int, width: int) -> list[l
         counts = segmentation.get("counts")
         if isinstance(counts, str) and counts:
             return segmentation
-        if isinstance(counts, list) and all(_is_integer(n) and n >= 0 for n in counts) and sum(counts) == height * width:
+        if (
+            isinstance(counts, list)
+            and all(_is_integer(n) and n >= 0 for n in counts)
+            and sum(counts) == height * width
+        ):
             return segmentation
     return None
 

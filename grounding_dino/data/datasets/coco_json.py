@@ -10,12 +10,12 @@ import os
 import tempfile
 from typing import Any
 
+from grounding_dino.data.datasets.coco_cleaning import CleaningReport, clean_coco, read_coco
+from grounding_dino.ops.loader import cache_root
+
 import pycocotools.mask as coco_mask
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-
-from grounding_dino.data.datasets.coco_cleaning import CleaningReport, clean_coco, read_coco
-from grounding_dino.ops.loader import cache_root
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from detectron2.data import DatasetCatalog
-
 from grounding_dino.data.datasets.coco_json import load_coco, register_coco
+
+from detectron2.data import DatasetCatalog
 
 _FORM = "NAME=annotations.json:image_folder"
 

@@ -10,11 +10,11 @@ import functools
 import os
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
-
 from grounding_dino.data.datasets.coco_cleaning import CocoFormatError, read_coco
 from grounding_dino.data.datasets.coco_json import set_metadata
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 Record = dict[str, Any]
 

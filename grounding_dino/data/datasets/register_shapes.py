@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 from grounding_dino.data.datasets.coco_json import load_coco
 from grounding_dino.data.datasets.refexp_json import load_refexp
 from grounding_dino.data.shapes.prepare import SPLITS, default_output
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
 def register_shapes() -> None:

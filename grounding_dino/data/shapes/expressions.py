@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from grounding_dino.data.shapes.scene import Scene, SceneObject
+
+import numpy as np
 
 SIZE_RATIO = 1.25  # "the largest": at least this much larger (in side length) than the next
 CLEAR_SIZE_RATIO = 1.6  # "the small", "the large": said without comparison

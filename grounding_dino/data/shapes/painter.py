@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import colorsys
 
+from grounding_dino.data.shapes.outlines import Polygon
+
 import cv2
 import numpy as np
 import numpy.typing as npt
-
-from grounding_dino.data.shapes.outlines import Polygon
 
 Canvas = npt.NDArray[np.float32]  # (H, W, 3) RGB
 Color = npt.NDArray[np.float32]  # (3,) RGB

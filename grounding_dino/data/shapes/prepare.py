@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.data.shapes.expressions import refer
+from grounding_dino.data.shapes.scene import Scene, render_scene
+from grounding_dino.data.shapes.vocabulary import HELD_OUT_PAIRS, TRAIN_PAIRS, pair_name
+
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
-
-from grounding_dino.data.shapes.expressions import refer
-from grounding_dino.data.shapes.scene import Scene, render_scene
-from grounding_dino.data.shapes.vocabulary import HELD_OUT_PAIRS, TRAIN_PAIRS, pair_name
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from grounding_dino.data.shapes import painter
 from grounding_dino.data.shapes.outlines import MAX_ROTATION, place_outline
 from grounding_dino.data.shapes.vocabulary import COLORS
+
+import numpy as np
+import numpy.typing as npt
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 8
 MIN_SIDE, MAX_SIDE = 0.125, 0.36  # larger extent of an object before rotation, relative to the picture
@@ -97,8 +97,9 @@ class _Composer:
         self, window: tuple[slice, slice], coverage: npt.NDArray[np.uint8], texture: str, color: painter.Color
     ) -> None:
         patch = self.canvas[window]
+        height, width = coverage.shape
         alpha = coverage.astype(np.float32)[..., None] / 255
-        patch += alpha * (painter.texture_patch(texture, color, *coverage.shape, rng=self.rng) - patch)
+        patch += alpha * (painter.texture_patch(texture, color, height, width, self.rng) - patch)
 
     def _record(
         self, window: tuple[slice, slice], inside: npt.NDArray[np.bool_], pair: tuple[str, str], texture: str
@@ -135,7 +136,7 @@ def _choose_pair(
             return model
         part = 0 if chance < 0.35 else 1
         pairs = [pair for pair in pairs if pair[part] == model[part]]
-    return pairs[rng.integers(len(pairs))]
+    return pairs[int(rng.integers(len(pairs)))]
 
 
 def render_scene(pairs: Sequence[tuple[str, str]], size: int, rng: np.random.Generator) -> Scene:

@@ -1,0 +1,17 @@
+"""The registry of mappers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+MAPPER_REGISTRY = Registry("MAPPER")
+MAPPER_REGISTRY.__doc__ = """Mappers: `Mapper(cfg, is_train)` gives a callable from a record to a sample, or None."""
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
+    """The mapper that `INPUT.MAPPER` names, for training or testing."""
+    return MAPPER_REGISTRY.get(cfg.INPUT.MAPPER)(cfg, is_train)

@@ -1,0 +1,256 @@
+"""Pictures with boxes and the text that names them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from grounding_dino.data.mappers.build import MAPPER_REGISTRY
+from grounding_dino.data.text_sampling import TextSampler, swap_sides
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, Instances
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+_PASSED_ON = ("file_name", "image_id", "height", "width", "dataset_name", "expression_ids")
+
+
+@MAPPER_REGISTRY.register()
+class TextDetectionMapper:
+    """A record to a model input: `image` (C, H, W) uint8, its text and, in training, `instances`.
+
+    The text of a record is its own `caption` (with `phrases`, character spans), its own `categories`, or else the
+    class names of its data set. `category_id` of an annotation indexes the phrases (a caption without any is one
+    phrase), or the categories. In testing the text is handed on whole and in order. In training a prompt is drawn
+    from the categories (see :class:`TextSampler`), and `gt_classes` indexes what was drawn; captions stay whole.
+    Where a picture of a caption or of referring expressions is mirrored, "left" and "right" change places in its words.
+
+    Call it with a record; it is not changed. In training None means: the picture cannot be used, take another. In
+    testing an unreadable picture is replaced by a black one, so that it counts as missed and the evaluation goes on.
+
+    Args:
+        is_train: draw prompts and keep the ground truth.
+        augmentations: of pictures prompted by class names.
+        text_augmentations: of pictures with a text of their own, which may speak of places: no cropping.
+        image_format: "RGB" or "BGR".
+        sampler: draws training prompts; not needed in testing.
+        class_names: data set name -> its class names; others are looked up in the metadata when needed.
+        default_dataset: the data set of records that do not say theirs in `dataset_name`.
+        mask_format: "polygon" or "bitmask" for `gt_masks`; "" leaves masks out.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        text_augmentations: Sequence[T.Augmentation] | None = None,
+        image_format: str = "RGB",
+        sampler: TextSampler | None = None,
+        class_names: dict[str, list[str]] | None = None,
+        default_dataset: str = "",
+        mask_format: str = "",
+    ) -> None:
+        if is_train and sampler is None:
+            raise ValueError("a mapper for training needs a sampler that draws prompts")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.text_augmentations = T.AugmentationList(
+            list(augmentations if text_augmentations is None else text_augmentations)
+        )
+        self.image_format = image_format
+        self.sampler = sampler
+        self.class_names = dict(class_names or {})
+        self.default_dataset = default_dataset
+        self.mask_format = mask_format
+        self.num_unreadable = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        names = tuple(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+        plain = utils.build_augmentation(cfg, is_train)
+        return {
+            "is_train": is_train,
+            "augmentations": _with_crop(cfg, plain) if is_train and cfg.INPUT.CROP.ENABLED else plain,
+            "text_augmentations": plain,
+            "image_format": cfg.INPUT.FORMAT,
+            "sampler": TextSampler(
+                num_negatives=cfg.INPUT.NUM_NEGATIVE_CATEGORIES,
+                full_probability=cfg.INPUT.FULL_NEGATIVES_PROBABILITY,
+                shuffle=cfg.INPUT.SHUFFLE_CATEGORIES_ON,
+                max_tokens=cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
+                vocabulary=cfg.MODEL.TEXT_ENCODER.VOCABULARY,
+            )
+            if is_train
+            else None,
+            "class_names": {
+                name: list(MetadataCatalog.get(name).thing_classes)
+                for name in names
+                if hasattr(MetadataCatalog.get(name), "thing_classes")
+            },
+            "default_dataset": names[0] if len(names) == 1 else "",
+            "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+        }
+
+    def __call__(self, record: Record) -> Record | None:
+        sample = {key: record[key] for key in _PASSED_ON if key in record}
+        image = self._read(record, sample)
+        if image is None:
+            return None
+        own_text = "caption" in record or "categories" in record
+        pixels = T.AugInput(image)
+        transforms = (self.text_augmentations if own_text else self.augmentations)(pixels)
+        image = pixels.image
+        sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if not self.is_train:
+            return {**sample, **self._whole_text(record)}
+        instances = self._instances(record, transforms, image.shape[:2])
+        if "caption" in record:
+            return {**sample, **_caption(record, _is_mirrored(transforms)), "instances": instances}
+        names, chosen = self._draw_names(record, instances)
+        if not chosen:
+            logger.warning("no name of %s fits into a prompt; the picture is left out", record.get("file_name"))
+            return None
+        if record.get("referring") and _is_mirrored(transforms):
+            names = [swap_sides(name)[0] for name in names]
+        categories = [names[index] for index in chosen]
+        return {**sample, "categories": categories, "instances": _renumbered(instances, chosen, len(names))}
+
+    def _read(self, record: Record, sample: Record) -> np.ndarray | None:
+        try:
+            image = utils.read_image(record["file_name"], format=self.image_format)
+            utils.check_image_size(sample, image)
+            return image
+        except Exception as error:  # decoders raise many types on broken files
+            self.num_unreadable += 1
+            logger.warning(
+                "unreadable picture %s (%s: %s); %s (number %d in this process)",
+                record["file_name"],
+                type(error).__name__,
+                error,
+                "another takes its place" if self.is_train else "it counts as a black one",
+                self.num_unreadable,
+            )
+            if self.is_train:
+                return None
+            height, width = record.get("height") or 256, record.get("width") or 256
+            sample.update(height=height, width=width)
+            return np.zeros((height, width, 3), dtype=np.uint8)
+
+    def _whole_text(self, record: Record) -> Record:
+        if "caption" in record:
+            return {key: record[key] for key in ("caption", "phrases") if key in record}
+        return {"categories": list(self._names(record))}
+
+    def _names(self, record: Record) -> list[str]:
+        """The record's own categories, or the class names of its data set."""
+        if "categories" in record:
+            return record["categories"]
+        dataset = record.get("dataset_name", self.default_dataset)
+        if dataset not in self.class_names:
+            names = MetadataCatalog.get(dataset).get("thing_classes", None) if dataset else None
+            if names is None:
+                raise ValueError(
+                    f"{record.get('file_name')} has neither categories nor a caption, and the class names of its "
+                    f"data set {dataset!r} are unknown; load it through grounding_dino.data.build"
+                )
+            self.class_names[dataset] = list(names)
+        return self.class_names[dataset]
+
+    def _instances(self, record: Record, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+        """Ground truth after the transforms: crowds, vanished boxes and, with masks, objects without one left out."""
+        annotations = []
+        for place, annotation in enumerate(record.get("annotations", ())):
+            with_mask = "segmentation" in annotation
+            if annotation.get("iscrowd", 0) or (self.mask_format and not with_mask):
+                continue
+            # A copy: transforms write into the annotation, and records serve again in the next epoch.
+            wanted = {key: value for key, value in annotation.items() if self.mask_format or key != "segmentation"}
+            moved = utils.transform_instance_annotations(copy.deepcopy(wanted), transforms, size)
+            annotations.append({**moved, "place": place})
+        instances = utils.annotations_to_instances(annotations, size, mask_format=self.mask_format or "polygon")
+        instances.places = torch.tensor([item["place"] for item in annotations], dtype=torch.int64)
+        if (
+            self.mask_format
+            and instances.has("gt_masks")
+            and any(isinstance(t, T.CropTransform) for t in _flat(transforms))
+        ):
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return utils.filter_empty_instances(instances)
+
+    def _draw_names(self, record: Record, instances: Instances) -> tuple[list[str], list[int]]:
+        """All names, and the indices of those that the prompt lists; `places` is taken off the instances."""
+        assert self.sampler is not None
+        names = list(self._names(record))
+        present = sorted(set(instances.gt_classes.tolist()))
+        places = instances.places.tolist()
+        instances.remove("places")
+        if not record.get("referring"):
+            return names, self.sampler.sample_categories(names, present)
+        boxes: dict[int, set[tuple[float, ...]]] = {}
+        for place, index in zip(places, instances.gt_classes.tolist()):
+            annotation = record["annotations"][place]
+            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            boxes.setdefault(index, set()).add(tuple(box))
+        objects = [frozenset(boxes[index]) for index in present]
+        drawn = self.sampler.sample_expressions([names[index] for index in present], objects)
+        return names, [present[index] for index in drawn]
+
+
+def _with_crop(cfg: CfgNode, plain: list[T.Augmentation]) -> list[T.Augmentation]:
+    """DETR's policy: half of the pictures are resized, cropped and resized again, the others only resized."""
+    crop = T.RandomApply(
+        T.AugmentationList(
+            [
+                T.ResizeShortestEdge([400, 500, 600], sample_style="choice"),
+                T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
+            ]
+        ),
+        prob=0.5,
+    )
+    return [crop, *plain]
+
+
+def _is_mirrored(transforms: T.TransformList) -> bool:
+    return sum(isinstance(transform, T.HFlipTransform) for transform in _flat(transforms)) % 2 == 1
+
+
+def _flat(transforms: T.TransformList) -> list[T.Transform]:
+    flat: list[T.Transform] = []
+    for transform in transforms.transforms:
+        flat += _flat(transform) if isinstance(transform, T.TransformList) else [transform]
+    return flat
+
+
+def _caption(record: Record, mirrored: bool) -> Record:
+    """The caption and the spans of its phrases; a caption without any is one phrase."""
+    caption = record["caption"]
+    phrases = record.get("phrases") or [(0, len(caption))]
+    # A phrase is one span or a list of them.
+    nested = [[phrase] if isinstance(phrase[0], int) else list(phrase) for phrase in phrases]
+    if mirrored:
+        words, spans = swap_sides(caption, [span for spans in nested for span in spans])
+        moved = iter(spans)
+        return {"caption": words, "phrases": [[next(moved) for _ in phrase] for phrase in nested]}
+    return {"caption": caption, "phrases": [[(span[0], span[1]) for span in phrase] for phrase in nested]}
+
+
+def _renumbered(instances: Instances, chosen: Sequence[int], num_names: int) -> Instances:
+    """Instances of the chosen names only, their classes counted in the order of the prompt."""
+    new_index = torch.full((num_names,), -1, dtype=torch.int64)
+    new_index[torch.as_tensor(chosen, dtype=torch.int64)] = torch.arange(len(chosen))
+    classes = new_index[instances.gt_classes]
+    instances = instances[classes >= 0]
+    instances.gt_classes = classes[classes >= 0]
+    return instances

@@ -1,0 +1,94 @@
+"""Referring expressions: is the best-scored box the one that the words name?"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from grounding_dino.layers.box_ops import box_iou
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+class RefExpEvaluator(DatasetEvaluator):
+    """Share of expressions for which a right box (IoU with the truth) is among the k best-scored ones, in percent.
+
+    Inputs are records of `load_refexp` (one expression each; several in one prompt count one by one), outputs the
+    model's `instances`, whose `pred_classes` index the record's expressions. An expression without an output counts as
+    wrong. The results are `{"refexp": {"P@1", "P@5", "P@10", "mIoU"}}`; mIoU is the mean IoU of the best-scored box.
+
+    Args:
+        dataset_name: a registered set of referring expressions.
+        ranks: the k of precision@k.
+        iou_threshold: from which IoU on a box is right (RefCOCO's metric: 0.5).
+        distributed: gather from all processes.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        ranks: Sequence[int] = (1, 5, 10),
+        iou_threshold: float = 0.5,
+        distributed: bool = True,
+    ) -> None:
+        if not ranks or min(ranks) < 1:
+            raise ValueError(f"ranks {tuple(ranks)} of precision@k: give positive numbers, e.g. (1, 5, 10)")
+        self.dataset_name = dataset_name
+        self.ranks = tuple(sorted(ranks))
+        self.iou_threshold = iou_threshold
+        self.distributed = distributed
+        self._truth: dict[Any, torch.Tensor] = {}
+        for record in DatasetCatalog.get(dataset_name):
+            for annotation in record["annotations"]:
+                box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+                expression = record["expression_ids"][annotation["category_id"]]
+                self._truth[expression] = torch.tensor(box, dtype=torch.float32)
+        self._overlaps: dict[Any, list[float]] = {}
+
+    def reset(self) -> None:
+        self._overlaps = {}
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Take the overlaps of the best boxes of every expression with its truth, best-scored first."""
+        for record, output in zip(inputs, outputs):
+            instances = output["instances"]
+            boxes = instances.pred_boxes.tensor.detach().float().cpu()
+            scores, classes = instances.scores.detach().float().cpu(), instances.pred_classes.cpu()
+            for index, expression in enumerate(record["expression_ids"]):
+                own = torch.nonzero(classes == index).flatten()
+                best = own[scores[own].argsort(descending=True, stable=True)][: self.ranks[-1]]
+                overlaps = box_iou(boxes[best], self._truth[expression][None])  # (k, 1)
+                self._overlaps[expression] = overlaps.flatten().tolist()
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """The precisions; None on all but the main process."""
+        overlaps = self._overlaps
+        if self.distributed and comm.get_world_size() > 1:
+            gathered = comm.gather(overlaps, dst=0)
+            if not comm.is_main_process():
+                return None
+            overlaps = {expression: values for part in gathered for expression, values in part.items()}
+        if not self._truth:
+            raise ValueError(f"the data set {self.dataset_name!r} has no referring expression to score")
+        unanswered = len(self._truth) - len(overlaps)
+        if unanswered:
+            logger.warning("%d of %d expressions have no output and count as wrong", unanswered, len(self._truth))
+        total = len(self._truth)
+        results = {
+            f"P@{rank}": 100.0 * sum(self._is_right(values[:rank]) for values in overlaps.values()) / total
+            for rank in self.ranks
+        }
+        results["mIoU"] = 100.0 * sum(values[0] for values in overlaps.values() if values) / total
+        logger.info("%s: %s", self.dataset_name, ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
+        return OrderedDict(refexp=results)
+
+    def _is_right(self, overlaps: Sequence[float]) -> bool:
+        return any(value >= self.iou_threshold for value in overlaps)
