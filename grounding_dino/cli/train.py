@@ -58,11 +58,9 @@ def run(args: argparse.Namespace) -> Any:
     import torch
     from detectron2.utils import comm
 
-    from grounding_dino.data.datasets.extra import register_extra
     from grounding_dino.engine.trainer import Trainer, evaluate_and_print
 
     cfg = setup(args)
-    register_extra(cfg.DATASETS.EXTRA)
     if args.eval_only:
         from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
         from grounding_dino.model_zoo import default_weights

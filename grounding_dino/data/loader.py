@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -147,6 +149,33 @@ def build_stream_loader(
         collate_fn=_as_list,
         worker_init_fn=_single_threaded,
         persistent_workers=False,
+    )
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
+    """The training loader of DATASETS.TRAIN; `DATALOADER.SAMPLER_TRAIN` may ask for repeat factors by frequency."""
+    from grounding_dino.data.build import load_train_records
+    from grounding_dino.data.mappers import build_mapper
+
+    records = load_train_records(cfg)
+    weights = None
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        weights = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+    elif cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; "
+            "choose TrainingSampler or RepeatFactorTrainingSampler"
+        )
+    return build_stream_loader(
+        records,
+        build_mapper(cfg, is_train=True),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=seed,
+        group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        weights=weights,
     )
 
 

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from grounding_dino import modeling  # noqa: F401  (registers the models)
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
-from grounding_dino.data.build import build_test_loader, build_train_loader
+from grounding_dino.data.build import build_test_loader
+from grounding_dino.data.loader import build_train_loader
 from grounding_dino.engine.optimizer import build_optimizer
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.evaluation.refexp import RefExpEvaluator
