@@ -14,15 +14,16 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+from grounding_dino.checkpoint.restricted_unpickler import RESTRICTED_PICKLE, load_restricted_pickle
+
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from grounding_dino.checkpoint.restricted_unpickler import RESTRICTED_PICKLE, load_restricted_pickle
-
 logger = logging.getLogger(__name__)
 
+STATE_KEYS = ("model", "state_dict", "model_state_dict")  # under which the tensors of a file may lie
 EXTRAS_PREFIX = "extras."  # in a .safetensors file of ours: tensors that no module of the model holds
 EXTRAS_FILE = "extras.safetensors"  # the same beside a Hugging Face folder's model file
 _LEGACY_TORCH_MAGIC = b"\x8a\x0a" + bytes.fromhex("6cfc9c46f9206aa85019")  # the number that old torch.save writes first
@@ -68,7 +69,7 @@ def read_checkpoint_file(path: str, mmap: bool = False) -> dict[str, Any]:
         raise CheckpointError(_describe_failure(path, head, size, error)) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    return {str(key): _as_tensors(value) for key, value in content.items()}
+    return {str(key): _as_tensors(value, key in STATE_KEYS) for key, value in content.items()}
 
 
 def _not_a_checkpoint(head: bytes, size: int) -> str:
@@ -92,7 +93,7 @@ def _looks_like_safetensors(head: bytes) -> bool:
 def _describe_failure(path: str, head: bytes, size: int, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        return f"{path} is cut off: a zip-format checkpoint whose end is missing ({size} bytes are there); fetch it again"
+        return f"{path} is cut off: a zip-format checkpoint without its end ({size} bytes are there); fetch it again"
     if isinstance(error, EOFError) or "truncated" in reason or "incomplete" in reason or "exceed" in reason.lower():
         return f"{path} is cut off after {size} bytes ({reason}); fetch it again"
     return f"{path} is damaged or no checkpoint ({size} bytes, begins with {head[:12]!r}): {reason}"
@@ -115,7 +116,7 @@ def _read_torch(path: str, mmap: bool) -> Any:
 def _read_safetensors(path: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no whole .safetensors file ({error}); fetch it again") from error
 
@@ -155,10 +156,10 @@ def _read_shards(folder: str, index: str) -> dict[str, Any]:
     return tensors
 
 
-def _as_tensors(value: Any) -> Any:
-    """numpy arrays, anywhere in nested dictionaries, as tensors."""
+def _as_tensors(value: Any, inside: bool) -> Any:
+    """A numpy array as a tensor; with `inside` those of a dictionary. Others (a trainer's state) stay as they are."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(np.array(value))
-    if isinstance(value, Mapping):
-        return {key: _as_tensors(item) for key, item in value.items()}
+    if inside and isinstance(value, Mapping):
+        return {key: _as_tensors(item, False) for key, item in value.items()}
     return value

@@ -21,6 +21,7 @@ class _Function:
     """A harmless function, callable from a pickle but not changeable by it (a pickle may set attributes)."""
 
     __slots__ = ("_function",)
+    _function: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         object.__setattr__(self, "_function", function)
@@ -68,7 +69,8 @@ class Stub(metaclass=_FrozenType):
 
 
 def _stub_class(module: str, name: str) -> type[Stub]:
-    return _FrozenType("Stub", (Stub,), {"stands_for": f"{module}.{name}"})
+    stub: type[Stub] = _FrozenType("Stub", (Stub,), {"stands_for": f"{module}.{name}"})  # type: ignore[assignment]
+    return stub
 
 
 def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:

@@ -1,8 +1,8 @@
 """Renaming rules between our state-dict names and another origin's, usable in both directions.
 
 A template is a name with placeholders: ``{i}``, ``{j}`` stand for numbers, ``{p}`` for one word such as ``weight``,
-``{rest}`` for anything. A rule pairs our template with one or several of the other origin's; its `join` says how several
-tensors make one of ours, or how a tensor is laid out differently.
+``{rest}`` for anything. A rule pairs our template with one or several of the other origin's; its `join` says how
+several tensors make one of ours, or how a tensor is laid out differently.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from grounding_dino.checkpoint.files import CheckpointError
+
 import torch
 from torch import Tensor
-
-from grounding_dino.checkpoint.files import CheckpointError
 
 StateDict = dict[str, Tensor]
 
@@ -70,7 +70,7 @@ MMDET_MERGING = each(_channel_major_to_chunks, _chunks_to_channel_major)
 
 @dataclass(frozen=True)
 class Rule:
-    """One correspondence of names. `carried`: no module of ours holds it, it is only kept. `read_only`: an older name."""
+    """One correspondence of names. `carried`: no module of ours holds it, it is kept. `read_only`: an older name."""
 
     ours: str
     theirs: str | tuple[str, ...]
@@ -96,8 +96,9 @@ class Translation:
 class Table:
     """All rules between ours and one origin of one model.
 
-    `collapse` and `expand` are prefixes of heads that may be shared by all decoder layers, which ours then stores once (index
-    0): `expand` where the other origin always writes one a layer, `collapse` where equal ones mean a shared one.
+    `collapse` and `expand` are prefixes of heads that may be shared by all decoder layers, which ours then stores
+    once (index 0): `expand` where the other origin always writes one a layer, `collapse` where equal ones mean a
+    shared one.
     `absent` are patterns of our names for which the origin has no place.
     """
 
@@ -139,7 +140,9 @@ class Table:
             if len(names) < len(templates) and not rule.join.partial:
                 lost = [t.format(**dict(values)) for slot, t in enumerate(templates) if slot not in names]
                 raise CheckpointError(f"the checkpoint holds {sorted(names.values())} but lacks {lost}")
-            (carried if rule.carried else state)[our_name] = _joined(rule, [theirs[names[s]] for s in sorted(names)], names)
+            (carried if rule.carried else state)[our_name] = _joined(
+                rule, {n: theirs[n] for _, n in sorted(names.items())}
+            )
         for prefix in self.collapse:
             state = collapse_heads(state, prefix)
         return Translation(state, carried, tuple(unknown))
@@ -162,11 +165,11 @@ class Table:
         return Translation(state, {}, tuple(unknown))
 
 
-def _joined(rule: Rule, tensors: Sequence[Tensor], names: Mapping[int, str]) -> Tensor:
+def _joined(rule: Rule, tensors: StateDict) -> Tensor:
     try:
-        return rule.join.to_ours(tensors)
+        return rule.join.to_ours(list(tensors.values()))
     except (CheckpointError, RuntimeError, IndexError) as error:
-        shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names.values(), tensors)]
+        shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
         raise CheckpointError(f"cannot use {', '.join(shapes)}: {error}") from error
 
 
@@ -195,7 +198,7 @@ def collapse_heads(state: Mapping[str, Tensor], prefix: str) -> StateDict:
     for head in heads.values():
         if head.keys() != first.keys() or any(not torch.equal(head[rest], first[rest]) for rest in first):
             return dict(state)
-    return {name: tensor for name, tensor in state.items() if not name.startswith(prefix) or name.startswith(prefix + "0.")}
+    return {name: tensor for name, tensor in state.items() if not re.match(re.escape(prefix) + r"(?!0\.)", name)}
 
 
 def expand_heads(state: Mapping[str, Tensor], prefix: str, count: int) -> StateDict:

@@ -86,9 +86,7 @@ def swin_huggingface(prefix: str) -> list[Rule]:
             theirs = f"{blocks}{name}relative_position_index"
             rules.append(Rule(index, theirs, carried=True, read_only="index" in written))
             written.add("index")
-        rules += [
-            Rule(rule.ours, rule.theirs, read_only=start is new) for rule in _merging(f"{start}downsample.")
-        ]
+        rules += [Rule(rule.ours, rule.theirs, read_only=start is new) for rule in _merging(f"{start}downsample.")]
     for start, read_only in ((f"{prefix}embeddings.", False), (f"{prefix}swin.embeddings.", True)):
         theirs = f"{start}patch_embeddings.projection.{{p}}"
         rules.append(Rule("backbone.patch_embed.projection.{p}", theirs, read_only=read_only))

@@ -1,7 +1,7 @@
 """Grounding DINO and MM-Grounding-DINO as Hugging Face's `transformers` writes them to disk.
 
-The names on disk are those of its first releases; 5.x renames Swin's in memory only. Both are read, the first is written.
-Heads shared by all decoder layers are written once.
+The names on disk are those of its first releases; 5.x renames Swin's in memory only. Both are read, the first is
+written. Heads shared by all decoder layers are written once.
 """
 
 from __future__ import annotations

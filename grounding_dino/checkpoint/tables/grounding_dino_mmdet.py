@@ -66,7 +66,7 @@ def _heads(num_layers: int) -> Iterator[Rule]:
 
 
 def table(num_layers: int, num_inputs: int, num_levels: int) -> Table:
-    """The rules of a model with `num_layers` decoder layers and `num_levels` levels, of which `num_inputs` backbone maps."""
+    """The rules of a model with `num_layers` decoder layers, `num_inputs` backbone maps and `num_levels` levels."""
     rules = [
         *swin_mmdet("backbone."),
         *resnet("backbone."),

@@ -73,7 +73,7 @@ def _decoder() -> list[Rule]:
         "ffn.0": "linear1",
         "ffn.2": "linear2",
     }
-    head = "layers.{j}.{p}"
+    head, box_head = "layers.{j}.{p}", "bbox_embed.{i}.layers.{j}.{p}"
     return [
         *attention(f"{ours}self_attention", f"{theirs}self_attn"),
         *attention(f"{ours}text_attention", f"{theirs}ca_text"),
@@ -82,7 +82,7 @@ def _decoder() -> list[Rule]:
         Rule("transformer_decoder.norm.{p}", "transformer.decoder.norm.{p}"),
         Rule(f"transformer_decoder.reference_head.{head}", f"transformer.decoder.ref_point_head.{head}"),
         # the decoder and the model name the same heads
-        Rule(BOX_HEADS + "{i}." + head, ("transformer.decoder.bbox_embed.{i}." + head, "bbox_embed.{i}." + head), COPIES),
+        Rule(f"{BOX_HEADS}{{i}}.{head}", (f"transformer.decoder.{box_head}", box_head), COPIES),
     ]
 
 

@@ -1,0 +1,107 @@
+"""The checkpointer of training and evaluation: reads every origin, writes whole files or none."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from grounding_dino.checkpoint.download import local_path
+from grounding_dino.checkpoint.files import CheckpointError
+from grounding_dino.checkpoint.loading import LoadReport, load_checkpoint_into
+from grounding_dino.checkpoint.origins import OURS, load_checkpoint
+from grounding_dino.checkpoint.saving import save_torch, write_atomically
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+_PERIODIC = re.compile(r"model_\d+\.pth$")  # what PeriodicCheckpointer writes; not model_final or model_best
+
+
+class GroundingCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with strict loading of any origin, atomic saving, and the newest `keep` files kept."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        ignore: Iterable[str] = (),
+        warm_start: bool = False,
+        keep: int = 0,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            ignore, warm_start: as :func:`load_weights`; they do not apply to resuming.
+            keep: periodic checkpoints to keep, older ones are removed; 0 keeps all.
+            checkpointables: objects with `state_dict` and `load_state_dict` that are saved beside the model.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.ignore = tuple(ignore)
+        self.warm_start = warm_start
+        self.keep = keep
+        self.report: LoadReport | None = None  # of the last load
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load the model from `path` (any origin, URL; nothing if empty) and the checkpointables from a file of ours.
+
+        Returns what else the file holds. Raises :class:`CheckpointError` as :func:`load_weights`.
+        """
+        return self._load(path, checkpointables, self.ignore, self.warm_start)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from the last checkpoint of `save_dir` if there is one and `resume`, else load from `path`."""
+        if resume and self.has_checkpoint():
+            return self._load(self.get_checkpoint_file(), None, (), False)
+        return self.load(path, checkpointables=[])
+
+    def _load(
+        self, path: str, checkpointables: list[str] | None, ignore: Iterable[str], warm_start: bool
+    ) -> dict[str, Any]:
+        if not path:
+            logger.info("no checkpoint named: the weights are the initial ones")
+            return {}
+        checkpoint = load_checkpoint(local_path(path))
+        self.report = load_checkpoint_into(self.model, checkpoint, ignore, warm_start)
+        rest = dict(checkpoint.rest)
+        for name in self.checkpointables if checkpointables is None else checkpointables:
+            if name in rest:
+                logger.info("loading %s from %s", name, path)
+                self.checkpointables[name].load_state_dict(rest.pop(name))
+            elif checkpoint.origin == OURS and checkpointables is not None:
+                raise CheckpointError(f"{path} holds no state of {name!r}, only {sorted(rest)}")
+        return rest
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write the model, the checkpointables and `kwargs` to `name`.pth, which appears only when it is whole."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        content.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        os.makedirs(self.save_dir, exist_ok=True)
+        logger.info("saving %s", path)
+        save_torch(path, content)
+        self.tag_last_checkpoint(os.path.basename(path))
+        self._remove_old(path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note which checkpoint is the last, at once or not at all."""
+        data = last_filename_basename.encode()
+        write_atomically(os.path.join(self.save_dir, "last_checkpoint"), lambda file: file.write(data))
+
+    def _remove_old(self, newest: str) -> None:
+        if self.keep <= 0:
+            return
+        files = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth")))
+        files = [path for path in files if _PERIODIC.search(path)]
+        for path in [path for path in files if path != newest][: max(0, len(files) - self.keep)]:
+            os.remove(path)

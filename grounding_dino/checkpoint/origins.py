@@ -1,0 +1,179 @@
+"""Where a checkpoint comes from, recognised from its key names, and its tensors in our names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from grounding_dino.checkpoint.files import EXTRAS_PREFIX, STATE_KEYS, CheckpointError, read_checkpoint_file
+from grounding_dino.checkpoint.rules import StateDict, Table
+from grounding_dino.checkpoint.tables import grounding_dino_huggingface, grounding_dino_mmdet, grounding_dino_official
+
+from torch import Tensor
+
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One origin's way to name one model: its `signature` is a pattern for each key that must be there."""
+
+    origin: str
+    model: str
+    signature: tuple[str, ...]
+    decoder_layer: str  # pattern whose group 1 numbers the decoder layers
+    table_of: Callable[[int, Iterable[str]], Table]  # (number of decoder layers, names of our or their state)
+    state_key: str = ""  # where the origin's files hold the tensors; "" at the top
+    prefix: str = ""  # of every name in the origin's files
+
+
+def _mmdet_table(num_layers: int, names: Iterable[str]) -> Table:
+    """mmdet numbers the projections of backbone maps and of extra levels apart."""
+    names = list(names)
+    convolutions = _indices(names, r"neck\.convs\.(\d+)\.")
+    if convolutions:
+        levels = len(convolutions) + len(_indices(names, r"neck\.extra_convs\.(\d+)\."))
+        return grounding_dino_mmdet.table(num_layers, len(convolutions), levels)
+    levels = len(_indices(names, r"input_projection\.(\d+)\."))
+    inputs = len(_indices(names, r"backbone\.norms\.stage(\d)\.")) or min(3, levels)  # a ResNet gives its last three
+    return grounding_dino_mmdet.table(num_layers, inputs, levels)
+
+
+FORMATS = (
+    Format(
+        "official",
+        "grounding_dino",
+        (r"transformer\.encoder\.fusion_layers\.", r"bert\.", r"feat_map\."),
+        r"transformer\.decoder\.layers\.(\d+)\.",
+        lambda num_layers, names: grounding_dino_official.table(num_layers),
+        state_key="model",
+        prefix="module.",
+    ),
+    Format(
+        "mmdet",
+        "grounding_dino",
+        (r"encoder\.fusion_layers\.", r"language_model\.language_backbone\.", r"text_feat_map\."),
+        r"decoder\.layers\.(\d+)\.",
+        _mmdet_table,
+        state_key="state_dict",
+    ),
+    Format(
+        "huggingface",
+        "grounding_dino",
+        (r"model\.encoder\.layers\.\d+\.fusion_layer\.", r"model\.text_backbone\.", r"model\.input_proj_vision\."),
+        r"model\.decoder\.layers\.(\d+)\.",
+        lambda num_layers, names: grounding_dino_huggingface.table(num_layers),
+    ),
+)
+_OUR_SIGNATURE = (r"transformer_decoder\.layers\.\d+\.", r"query_selection\.")
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint in our names.
+
+    `extras` are tensors that no module of ours holds (an unused pooler, constant tables, a training remnant); they
+    are kept so that the file can be written back exactly. `unknown` are names that the origin's table does not know,
+    `absent` patterns of our names that the origin has no place for, and `rest` whatever else the file holds
+    (optimizer, iteration).
+    """
+
+    path: str
+    origin: str
+    model: str
+    state: StateDict
+    extras: StateDict = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    rest: dict[str, Any] = field(default_factory=dict)
+
+
+def load_checkpoint(path: str, mmap: bool = False) -> LoadedCheckpoint:
+    """Read a checkpoint of any known origin from a local file or folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its names belong to no known origin.
+    """
+    return translate_checkpoint(read_checkpoint_file(path, mmap), path)
+
+
+def translate_checkpoint(content: Mapping[str, Any], path: str) -> LoadedCheckpoint:
+    """The content of a checkpoint file, as `read_checkpoint_file` gives it, in our names."""
+    tensors, extras, rest = split_content(content)
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors; its entries are {sorted(map(str, content))[:10]}")
+    if _has_all(tensors, _OUR_SIGNATURE):
+        extras.update({k[len(EXTRAS_PREFIX) :]: v for k, v in tensors.items() if k.startswith(EXTRAS_PREFIX)})
+        state = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS_PREFIX)}
+        return LoadedCheckpoint(path, OURS, "grounding_dino", state, extras, rest=rest)
+    form = recognise(tensors, path)
+    table = form.table_of(_count_layers(tensors, form.decoder_layer), tensors)
+    try:
+        translation = table.to_ours(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} ({form.origin}): {error}") from error
+    state = dict(translation.state)
+    for pattern in table.absent:  # training parameters that the origin's own files cannot hold come back from the side
+        state.update({name: extras.pop(name) for name in list(extras) if re.match(pattern, name)})
+    extras = {**translation.carried, **extras}
+    return LoadedCheckpoint(path, form.origin, form.model, state, extras, translation.unknown, table.absent, rest)
+
+
+def recognise(names: Iterable[str], path: str = "the checkpoint") -> Format:
+    """The format whose signature the names bear."""
+    names = list(names)
+    for form in FORMATS:
+        if _has_all(names, form.signature):
+            return form
+    known = sorted({form.origin for form in FORMATS} | {OURS})
+    raise CheckpointError(
+        f"{path} holds {len(names)} tensors of a model that is not known here ({', '.join(sorted(names)[:5])}, ...); "
+        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}. Weights of a backbone alone belong "
+        "into MODEL.BACKBONE.WEIGHTS, of a text encoder alone into MODEL.TEXT_ENCODER.WEIGHTS"
+    )
+
+
+def format_of(origin: str, model: str = "grounding_dino") -> Format:
+    """The format by name."""
+    for form in FORMATS:
+        if (form.origin, form.model) == (origin, model):
+            return form
+    raise CheckpointError(f"unknown format {origin!r} of {model}; choose from {[f.origin for f in FORMATS] + [OURS]}")
+
+
+def table_for_writing(form: Format, state: Mapping[str, Tensor]) -> Table:
+    """The table that translates our `state` to `form`."""
+    return form.table_of(_count_layers(state, r"transformer_decoder\.layers\.(\d+)\."), state)
+
+
+def split_content(content: Mapping[str, Any]) -> tuple[StateDict, StateDict, dict[str, Any]]:
+    """(tensors with their wrapper's prefix removed, extras, everything else) of a checkpoint file."""
+    rest = dict(content)
+    tensors: Any = rest
+    for key in STATE_KEYS:
+        if isinstance(rest.get(key), Mapping):
+            tensors = rest.pop(key)
+            break
+    extras = rest.pop("extras", None) if tensors is not rest else None
+    state = {str(name): value.detach() for name, value in tensors.items() if isinstance(value, Tensor)}
+    while state and all(name.startswith("module.") for name in state):
+        state = {name[len("module.") :]: value for name, value in state.items()}
+    if tensors is rest:
+        rest = {name: value for name, value in rest.items() if not isinstance(value, Tensor)}
+    extra_tensors = {k: v for k, v in extras.items() if isinstance(v, Tensor)} if isinstance(extras, Mapping) else {}
+    return state, extra_tensors, rest
+
+
+def _has_all(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    names = list(names)
+    return all(any(re.match(pattern, name) for name in names) for pattern in patterns)
+
+
+def _indices(names: Iterable[str], pattern: str) -> set[int]:
+    return {int(match.group(1)) for name in names if (match := re.match(pattern, name))}
+
+
+def _count_layers(names: Iterable[str], pattern: str) -> int:
+    return max(_indices(names, pattern), default=-1) + 1
