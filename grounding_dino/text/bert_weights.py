@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -75,15 +77,9 @@ def _weights_file(path: Path) -> Path:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"the BERT weights {path} cannot be read: {error}") from error
-    except Exception as error:  # safetensors' own error type is no subclass of the above
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(f"the BERT weights {path} cannot be read: {error}") from error
     weights = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):

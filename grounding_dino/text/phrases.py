@@ -1,17 +1,36 @@
-"""From scores over a caption's tokens to words, by the rules of the Grounding DINO authors' `predict`."""
+"""From scores over a prompt's tokens to categories, and to phrases by the rules of the authors' `predict`."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from grounding_dino.structures import Prompt
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 
+import torch
+from torch import Tensor
+
 LAST_COLUMN = 255  # the authors' default right border: this column and those after it never enter a phrase
+
+
+def category_scores(pred_logits: Tensor, prompt: Prompt) -> Tensor:
+    """Mean sigmoid over each category's tokens: (..., T) logits -> (..., number of categories) float32.
+
+    Categories with the same tokens get exactly the same score (that of the first), so the first one wins
+    wherever the first of equals is taken.
+    """
+    _check_columns(pred_logits, prompt)
+    scores = pred_logits[..., : len(prompt)].float().sigmoid()
+    rows = torch.zeros(len(prompt.token_spans), len(prompt))
+    first: dict[tuple[int, ...], int] = {}
+    source = []
+    for row, spans in enumerate(prompt.token_spans):
+        columns = [column for start, end in spans for column in range(start, end)]
+        source.append(first.setdefault(tuple(prompt.input_ids[column] for column in columns), row))
+        if columns:
+            rows[row, columns] = 1 / len(columns)
+    return (scores @ rows.T.to(scores.device))[..., source]
 
 
 def decode_phrases(
@@ -83,22 +102,3 @@ def _check_columns(pred_logits: Tensor, prompt: Prompt) -> None:
             f"logits over {pred_logits.shape[-1]} tokens do not belong to a prompt of {len(prompt)} tokens: "
             f"{prompt.caption[:80]!r}"
         )
-
-
-def category_scores(pred_logits: Tensor, prompt: Prompt) -> Tensor:
-    """Mean sigmoid over each category's tokens: (..., T) logits -> (..., number of categories) float32.
-
-    Categories with the same tokens get exactly the same score (that of the first), so the first one wins
-    wherever the first of equals is taken.
-    """
-    _check_columns(pred_logits, prompt)
-    scores = pred_logits[..., : len(prompt)].float().sigmoid()
-    rows = torch.zeros(len(prompt.token_spans), len(prompt))
-    first: dict[tuple[int, ...], int] = {}
-    source = []
-    for row, spans in enumerate(prompt.token_spans):
-        columns = [column for start, end in spans for column in range(start, end)]
-        source.append(first.setdefault(tuple(prompt.input_ids[column] for column in columns), row))
-        if columns:
-            rows[row, columns] = 1 / len(columns)
-    return (scores @ rows.T.to(scores.device))[..., source]

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
-from torch import Tensor
-
 from grounding_dino.structures import Prompt, TokenizedText
 from grounding_dino.text.phrases import category_scores, decode_phrases, decode_token_mask, phrases_to_categories
 from grounding_dino.text.tokenizer import WordPieceTokenizer
+
+import torch
+from torch import Tensor
 
 __all__ = [
     "build_caption_prompt",
@@ -104,7 +104,7 @@ def _encode_names(categories: Sequence[str], tokenizer: WordPieceTokenizer, max_
                 f"holds a name of at most {max_tokens - 3}; shorten the name, or use it as a caption"
             )
         if set(ids) == {tokenizer.unknown_id}:
-            _warn_unknown(name)
+            _warn_unknown("category", _shortened(name))
         encoded.append(ids)
     return encoded
 
@@ -115,11 +115,13 @@ def _encode_name(name: str, tokenizer: WordPieceTokenizer) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _warn_unknown(name: str) -> None:
+def _warn_unknown(kind: str, text: str) -> None:
+    """Once per text: training builds the same prompts again and again."""
     logger.warning(
-        "the vocabulary has no part of the category %r: the model sees [UNK] and cannot tell it from other "
-        "unknown names; write it in words that the vocabulary knows",
-        name,
+        "the vocabulary has no part of the %s %r: the model sees only [UNK] and cannot tell it from other unknown "
+        "text; write it in words that the vocabulary knows",
+        kind,
+        text,
     )
 
 
@@ -183,7 +185,10 @@ def build_caption_prompt(
     ranges = [_character_ranges(phrase, index, caption) for index, phrase in enumerate(phrases or ())]
     mapped = [[_in_preprocessed(caption, *span) for span in spans] for spans in ranges]
     names = tuple(" ".join(caption[start:end] for start, end in spans) for spans in ranges)
-    return tokenize_caption(preprocess_caption(caption), tokenizer, max_tokens, spans=mapped, names=names)
+    prompt = tokenize_caption(preprocess_caption(caption), tokenizer, max_tokens, spans=mapped, names=names)
+    if set(prompt.input_ids) - tokenizer.delimiter_ids == {tokenizer.unknown_id}:
+        _warn_unknown("caption", _shortened(caption))
+    return prompt
 
 
 def tokenize_caption(
@@ -255,8 +260,8 @@ def segment_tokens(input_ids: Sequence[int], tokenizer: WordPieceTokenizer, num_
 
 
 def _is_word_character(character: str) -> bool:
-    """Neither white space, nor control, nor punctuation; symbols and emoji count as words."""
-    return unicodedata.category(character)[0] not in "ZCP"
+    """Neither white space, control, punctuation nor a bare accent; symbols and emoji count as words."""
+    return unicodedata.category(character)[0] not in "ZCPM"
 
 
 def _character_ranges(phrase: CharacterSpan | Sequence[CharacterSpan], index: int, caption: str) -> list[CharacterSpan]:
@@ -264,13 +269,13 @@ def _character_ranges(phrase: CharacterSpan | Sequence[CharacterSpan], index: in
     ranges = list(phrase) if len(phrase) == 0 or isinstance(phrase[0], (tuple, list)) else [phrase]
     checked: list[CharacterSpan] = []
     for item in ranges:
-        start, end = cast(CharacterSpan, item)
+        start, end = (int(border) for border in cast(CharacterSpan, item))
         if not 0 <= start < end <= len(caption):
             raise ValueError(
                 f"phrase {index} names the characters {start} to {end}, which is no part of the caption of "
                 f"{len(caption)} characters {_shortened(caption)!r}"
             )
-        checked.append((int(start), int(end)))
+        checked.append((start, end))
     if not checked:
         raise ValueError(f"phrase {index} of the caption {_shortened(caption)!r} has no character range")
     return checked

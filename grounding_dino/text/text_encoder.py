@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-import transformers
-from detectron2.config import CfgNode, configurable
-from detectron2.utils.registry import Registry
-from torch import Tensor, nn
-
 from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
 from grounding_dino.text.bert_weights import load_bert_weights
 from grounding_dino.text.feature_cache import FeatureCache
 from grounding_dino.text.prompt import collate_prompts
 from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+
+import torch
+import transformers
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = "Modules that map a sequence of prompts to TextFeatures; built from a config."

@@ -65,8 +65,8 @@ class WordPieceTokenizer:
 
     def __init__(self, vocabulary: str = "") -> None:
         path = _vocabulary_path(vocabulary)
-        tokens = path.read_text(encoding="utf-8").splitlines()
-        ids = {token.rstrip("\n"): index for index, token in enumerate(tokens)}
+        tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        ids = {token: index for index, token in enumerate(tokens)}
         missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", ".") if token not in ids]
         if missing:
             raise ValueError(f"the vocabulary {path} lacks {missing}; give a WordPiece vocabulary, one token per line")

@@ -1,0 +1,312 @@
+import copy
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+from grounding_dino.config import add_grounding_dino_config
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, collate_prompts
+from grounding_dino.text.text_encoder import BertEncoder, build_bert, build_text_encoder
+from grounding_dino.text.tokenizer import build_tokenizer
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+NAMES = ["traffic light", "cat", "antidisestablishmentarianism"]
+
+
+def tiny_encoder(attention: str = "sdpa", dropout: float = 0.0, **options) -> BertEncoder:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    bert = build_bert(
+        vocabulary_size=tokenizer.size,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        ffn_dim=32,
+        max_positions=64,
+        dropout=dropout,
+        attention=attention,
+    )
+    for name, parameter in bert.named_parameters():  # the default is too small to tell tokens apart
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=1.0 if "embeddings" in name else 0.5)
+    return BertEncoder(bert=bert, tokenizer=tokenizer, embed_dim=8, max_tokens=64, **options)
+
+
+@pytest.fixture
+def encoder():
+    return tiny_encoder().eval()
+
+
+@pytest.fixture
+def prompts(encoder):
+    (categories,) = build_category_prompts(NAMES, encoder.tokenizer)
+    return [categories, build_caption_prompt("a red bus", encoder.tokenizer)]
+
+
+class Count:
+    """Counts the runs of BERT and the rows they held."""
+
+    def __init__(self, encoder: BertEncoder) -> None:
+        self.rows: list[int] = []
+        encoder.bert.register_forward_hook(self.note, with_kwargs=True)
+
+    def note(self, module, args, kwargs, output) -> None:
+        self.rows.append(len(kwargs["input_ids"]))
+
+
+# ------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_shapes_and_masks(encoder, prompts):
+    features = encoder(prompts)
+    text = collate_prompts(prompts)
+    assert features.embeddings.shape == (2, len(prompts[0]), 8)
+    assert torch.equal(features.padding_mask, text.padding_mask)
+    assert torch.equal(features.attention_mask, text.attention_mask)
+    assert torch.equal(features.position_ids, text.position_ids)
+
+
+@torch.no_grad()
+def test_a_name_sees_itself_alone(encoder):
+    """Each name and its period, encoded in the list, equal an unmasked BERT on just these tokens."""
+    (prompt,) = build_category_prompts(NAMES, encoder.tokenizer)
+    together = encoder.encode(collate_prompts([prompt]))[0]
+    for ((start, end),) in prompt.token_spans:
+        alone = encoder.bert(input_ids=torch.tensor([prompt.input_ids[start : end + 1]])).last_hidden_state[0]
+        torch.testing.assert_close(together[start : end + 1], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_eager_and_fused_attention_agree(encoder, prompts):
+    eager = tiny_encoder("eager").eval()
+    eager.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(eager(prompts).embeddings, encoder(prompts).embeddings, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_prompt_does_not_depend_on_its_batch(encoder, prompts):
+    together = encoder(prompts).embeddings
+    encoder.clear_cache()
+    for row, prompt in zip(together, prompts, strict=True):
+        torch.testing.assert_close(encoder([prompt]).embeddings[0], row[: len(prompt)], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_lower_precision(prompts, attention, dtype):
+    encoder = tiny_encoder(attention).eval()
+    expected = encoder(prompts).embeddings
+    with torch.autocast("cpu", dtype):
+        found = encoder(prompts).embeddings
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=0.15, rtol=0)
+    torch.testing.assert_close(encoder.to(dtype)(prompts).embeddings.float(), expected, atol=0.15, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_full_size_bert_gives_the_authors_numbers(attention):
+    golden = np.load(REFERENCE / "grounding_dino" / "swin_t_case1.npz")
+    tokenizer = build_tokenizer()
+    bert = build_bert(
+        vocabulary_size=30522,
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        ffn_dim=3072,
+        max_positions=512,
+        dropout=0.1,
+        attention=attention,
+    )
+    encoder = BertEncoder(bert=bert, tokenizer=tokenizer, embed_dim=256).eval()
+    encoder.load_state_dict(reference_weights())
+    prompts = [build_caption_prompt(str(caption), tokenizer) for caption in golden["captions"]]
+    hidden = encoder.encode(collate_prompts(prompts))
+    np.testing.assert_allclose(hidden, golden["bert_last_hidden"], atol=5e-5, rtol=0)
+    for _ in range(2):  # computed, then from the cache
+        np.testing.assert_allclose(encoder(prompts).embeddings, golden["text_features"], atol=5e-5, rtol=0)
+
+
+def reference_weights() -> dict[str, torch.Tensor]:
+    """The text part of the Swin-T model, filled by the recipe of the reference's README."""
+    spec = importlib.util.spec_from_file_location("reference_fill", REFERENCE / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    folder = REFERENCE / "grounding_dino"
+    manifest = json.loads((folder / "manifest_swin_t_ogc.json").read_text())
+    overrides = json.loads((folder / "fill_overrides.json").read_text())
+    weights = {}
+    for name, shape in manifest.items():
+        if re.match(r"bert\.(?!pooler)|feat_map\.", name):
+            value = fill.fill_tensor(name, tuple(shape))
+            for pattern, factor in overrides.items():
+                value = value * np.float32(factor) if re.search(pattern, name) else value
+            weights[name.replace("feat_map", "projection")] = torch.from_numpy(value)
+    return weights
+
+
+# --------------------------------------------------------------------------------------------------- the cache
+
+
+@torch.no_grad()
+def test_a_second_picture_does_not_run_bert(encoder, prompts):
+    count = Count(encoder)
+    first = encoder(prompts).embeddings
+    assert torch.equal(encoder(prompts).embeddings, first)
+    assert torch.equal(encoder(prompts[:1]).embeddings, first[:1])
+    assert torch.equal(encoder(prompts[1:]).embeddings[0], first[1, : len(prompts[1])])
+    assert count.rows == [3]  # two prompts and the padding
+
+
+@torch.no_grad()
+def test_equal_prompts_of_a_batch_are_encoded_once(encoder, prompts):
+    count = Count(encoder)
+    features = encoder(prompts * 2)
+    assert torch.equal(features.embeddings[:2], features.embeddings[2:])
+    assert count.rows == [3]
+
+
+@torch.no_grad()
+def test_cached_and_direct_features_agree_on_padding_too(encoder, prompts):
+    direct = encoder.projection(encoder.encode(collate_prompts(prompts)))
+    torch.testing.assert_close(encoder(prompts).embeddings, direct, atol=1e-5, rtol=0)
+
+
+def test_same_tokens_in_other_segments_are_another_entry(encoder):
+    caption = build_caption_prompt("t.v.", encoder.tokenizer)
+    (category,) = build_category_prompts(["t.v"], encoder.tokenizer)
+    assert caption.input_ids == category.input_ids
+    with torch.no_grad():
+        assert not torch.allclose(encoder([caption]).embeddings, encoder([category]).embeddings)
+
+
+@torch.no_grad()
+def test_changed_weights_are_noticed(encoder, prompts):
+    before = encoder(prompts).embeddings
+    encoder.bert.embeddings.word_embeddings.weight.mul_(2)
+    changed = encoder(prompts).embeddings
+    assert not torch.allclose(before, changed)
+    encoder.load_state_dict({name: value * 0.5 for name, value in encoder.state_dict().items()})
+    halved = encoder(prompts).embeddings
+    assert not torch.allclose(changed, halved)
+    encoder.projection.weight.data.mul_(2)  # invisible to version counters
+    encoder.clear_cache()
+    assert not torch.allclose(halved, encoder(prompts).embeddings)
+
+
+@torch.no_grad()
+def test_entries_belong_to_a_precision(encoder, prompts):
+    plain = encoder(prompts).embeddings
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(prompts).embeddings.dtype == torch.bfloat16
+    assert torch.equal(encoder(prompts).embeddings, plain)
+    encoder.double()
+    assert len(encoder._cache) == 0
+    assert encoder(prompts).embeddings.dtype == torch.float64
+
+
+def test_with_gradient_nothing_is_cached(encoder, prompts):
+    encoder(prompts).embeddings.sum().backward()
+    assert encoder.bert.embeddings.word_embeddings.weight.grad is not None
+    encoder.train()
+    with torch.no_grad():
+        encoder(prompts)
+    assert len(encoder._cache) == 0
+
+
+@torch.no_grad()
+def test_the_cache_is_bounded_and_can_be_off(prompts):
+    encoder = tiny_encoder(cache_size=1).eval()
+    expected = encoder(prompts).embeddings
+    assert len(encoder._cache) == 1
+    off = tiny_encoder(cache_size=0).eval()
+    torch.testing.assert_close(off(prompts).embeddings, expected, atol=1e-5, rtol=0)
+    assert len(off._cache) == 0
+
+
+def test_features_cached_in_inference_mode_serve_elsewhere(encoder, prompts):
+    with torch.inference_mode():
+        first = encoder(prompts).embeddings
+    with torch.no_grad():
+        assert torch.equal(encoder(prompts).embeddings, first)
+    encoder(prompts).embeddings.sum().backward()
+
+
+def test_copies_have_their_own_empty_cache(encoder, prompts):
+    with torch.no_grad():
+        encoder(prompts)
+    assert len(copy.deepcopy(encoder)._cache) == 0
+
+
+# ------------------------------------------------------------------------------------------- training, building
+
+
+def test_frozen_bert_stays_in_eval_mode_and_untouched(prompts):
+    encoder = tiny_encoder(dropout=0.5, freeze=True).train()
+    assert not encoder.bert.training
+    assert encoder.projection.training
+    first, second = encoder(prompts).embeddings, encoder(prompts).embeddings
+    assert torch.equal(first, second)
+    first.sum().backward()
+    assert [name for name, value in encoder.named_parameters() if value.grad is not None] == [
+        "projection.weight",
+        "projection.bias",
+    ]
+
+
+def test_dropout_acts_in_training(prompts):
+    encoder = tiny_encoder(dropout=0.5).train()
+    assert not torch.allclose(encoder(prompts).embeddings, encoder(prompts).embeddings)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(prompts):
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = tiny_encoder(activation_checkpointing=checkpointing).train()
+        encoder(prompts).embeddings.square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_building_from_a_config(tmp_path):
+    cfg = get_cfg()
+    add_grounding_dino_config(cfg)
+    options = cfg.MODEL.TEXT_ENCODER
+    options.HIDDEN_SIZE, options.NUM_LAYERS, options.NUM_HEADS, options.FFN_DIM = 16, 2, 2, 32
+    options.FREEZE_ON, options.CACHE_SIZE, options.MAX_TOKENS, cfg.MODEL.EMBED_DIM = True, 3, 128, 8
+    source = build_text_encoder(cfg)
+    source.bert.save_pretrained(tmp_path)
+    options.WEIGHTS = str(tmp_path)
+    encoder = build_text_encoder(cfg)
+    assert (encoder.max_tokens, encoder.freeze, encoder._cache.size) == (128, True, 3)
+    assert encoder.projection.weight.shape == (8, 16)
+    assert {name.split(".")[0] for name in encoder.state_dict()} == {"bert", "projection"}
+    assert not [name for name in encoder.state_dict() if "pooler" in name]
+    for name, value in source.bert.state_dict().items():
+        assert torch.equal(value, encoder.bert.state_dict()[name])
+    options.NAME = ""
+    assert build_text_encoder(cfg) is None
+
+
+def test_tables_too_small_are_refused():
+    options = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "ffn_dim": 8, "dropout": 0.0}
+    tokenizer = build_tokenizer()
+    small = build_bert(vocabulary_size=100, max_positions=512, **options)
+    with pytest.raises(ValueError, match="30522 tokens, but BERT's table only 100 rows"):
+        BertEncoder(bert=small, tokenizer=tokenizer, embed_dim=8)
+    short = build_bert(vocabulary_size=30522, max_positions=64, **options)
+    with pytest.raises(ValueError, match="MAX_TOKENS 256 exceeds MAX_POSITIONS 64"):
+        BertEncoder(bert=short, tokenizer=tokenizer, embed_dim=8)
+
+
+def test_no_prompts_are_refused(encoder):
+    with pytest.raises(ValueError, match="at least one prompt"):
+        encoder([])
