@@ -3,17 +3,20 @@
 // A plain C interface (pointers, sizes, strides, a thread count): no torch headers, so it builds in seconds and
 // survives torch upgrades. The Python side has checked shapes, dtypes and that every level lies inside the values.
 //
-// Each (query, head) is done in two steps: plan() turns its points into rows and weights, several points at a time;
-// then the rows are read with whole-row vectors. Backward gives each (picture, head) to one thread, which adds up
-// the gradient of the values in query order: results do not depend on threads or their timing.
+// The values of a head are first packed: rows one after the other (at a stride of heads x channels most of a cache's
+// sets would stay empty), padded to whole vectors, and a row of zeros at the end that stands in for all that is
+// outside. Then each (query, head) takes two steps: plan() turns its points into rows and weights, sixteen points at a
+// time, and the rows are read with whole-row vectors. Backward gives each (picture, head) to one thread, which adds up
+// the gradient of the values in query order: results depend neither on the number of threads nor on their timing.
 
+#include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -31,51 +34,76 @@ namespace {
 constexpr int kLanes = 16;
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t VecU32 __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-typedef uint16_t VecU16 __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 typedef int32_t VecI32 __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Vec4 __attribute__((vector_size(4 * sizeof(float))));
 
 typedef uint16_t bf16;  // the upper half of a float
 
-// ---- numbers ----------------------------------------------------------------------------------------------------
+// ---- rows of vectors --------------------------------------------------------------------------------------------
+//
+// A bf16 vector of 32 channels is read as 16 words: even channels in the lower halves, odd ones in the upper. So a
+// pair of fp32 vectors holds (even, odd) channels for bf16 and (lower, upper) ones for fp32: the same in every row,
+// and undone by save().
 
-inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
+constexpr int kMaxVectors = 4;  // of a row, at a time: accumulators stay in registers
 
-inline void from_float(float x, float* out) { *out = x; }
-inline void from_float(float x, bf16* out) {  // to nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  *out = (x != x) ? 0x7fc0 : static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
+template <typename T>
+constexpr int kUnit = sizeof(T) == 2 ? 2 * kLanes : kLanes;  // channels that a row is padded to
 
-inline Vec load(const float* p) {
-  Vec v;
+template <typename V, typename T>
+inline V read(const T* p) {
+  V v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-inline Vec load(const bf16* p) {
-  VecU16 half;
-  std::memcpy(&half, p, sizeof half);
-  const VecU32 bits = __builtin_convertvector(half, VecU32) << 16;
-  Vec v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
+template <typename T, typename V>
+inline void write(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
 }
-inline VecI32 load(const int32_t* p) {
-  VecI32 v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+
+inline VecU32 rounded(Vec v) {  // bf16 in the upper halves: to nearest, ties to even; NaN stays NaN
+  const VecU32 bits = read<VecU32>(&v);
+  const VecU32 nan = VecU32{} + 0x7fc00000u;
+  return ((v == v) ? bits + 0x7fffu + ((bits >> 16) & 1u) : nan) & 0xffff0000u;
 }
-inline void store(int32_t* p, VecI32 v) { std::memcpy(p, &v, sizeof v); }
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline void store(bf16* p, Vec v) {
-  for (int i = 0; i < kLanes; ++i) from_float(v[i], p + i);
+
+template <int V>
+inline void load(const float* p, Vec* out) {
+  for (int v = 0; v < V; ++v) out[v] = read<Vec>(p + v * kLanes);
+}
+template <int V>
+inline void load(const bf16* p, Vec* out) {
+  static_assert(V % 2 == 0, "bf16 rows come in pairs of vectors");
+  for (int v = 0; v < V; v += 2) {
+    const VecU32 words = read<VecU32>(p + v * kLanes);
+    const VecU32 even = words << 16, odd = words & 0xffff0000u;
+    out[v] = read<Vec>(&even);
+    out[v + 1] = read<Vec>(&odd);
+  }
+}
+template <int V>
+inline void save(const Vec* in, float* p) {
+  for (int v = 0; v < V; ++v) write(p + v * kLanes, in[v]);
+}
+template <int V>
+inline void save(const Vec* in, bf16* p) {
+  for (int v = 0; v < V; v += 2) write(p + v * kLanes, (rounded(in[v]) >> 16) | rounded(in[v + 1]));
+}
+
+// The same for the first `channels` of a row in memory that is not padded.
+template <int V, typename T>
+inline void load_some(const T* p, int64_t channels, Vec* out) {
+  if (channels >= V * kLanes) return load<V>(p, out);
+  T padded[V * kLanes] = {};
+  std::memcpy(padded, p, channels * sizeof(T));
+  load<V>(padded, out);
+}
+template <int V, typename T>
+inline void save_some(const Vec* in, int64_t channels, T* p) {
+  if (channels >= V * kLanes) return save<V>(in, p);
+  T padded[V * kLanes];
+  save<V>(in, padded);
+  std::memcpy(p, padded, channels * sizeof(T));
 }
 
 inline Vec4 quarter_sums(const Vec& v) {  // lanes i, i + 4, i + 8, i + 12 added up
@@ -86,12 +114,12 @@ inline Vec4 quarter_sums(const Vec& v) {  // lanes i, i + 4, i + 8, i + 12 added
 
 // ---- threads ----------------------------------------------------------------------------------------------------
 
-// Runs job(slot) on `threads` threads. The OpenMP runtime that torch has loaded does it where its entry point can be
-// found: its threads spin for a while after torch's own parallel regions and would fight with threads of our own.
+// Runs job(slot) on at most `threads` threads. The OpenMP runtime that torch has loaded does it where its entry point
+// can be found: its threads spin for a while after torch's own parallel regions and would fight with any of ours.
 template <typename Job>
-void run_threads(int threads, Job& job) {
+void run_threads(int threads, const Job& job) {
   struct Shared {
-    Job* job;
+    const Job* job;
     std::atomic<int> slots;
     static void enter(void* data) {
       Shared* self = static_cast<Shared*>(data);
@@ -116,6 +144,15 @@ void run_threads(int threads, Job& job) {
   for (std::thread& other : others) other.join();
 }
 
+// Calls work(slot, task) for every task; calls with the same slot never overlap.
+template <typename Work>
+void run_tasks(int threads, int64_t tasks, const Work& work) {
+  std::atomic<int64_t> next(0);
+  run_threads(threads, [&](int slot) {
+    for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(slot, task);
+  });
+}
+
 // ---- one (query, head): points to rows and weights ---------------------------------------------------------------
 
 struct Problem {
@@ -138,14 +175,14 @@ struct Problem {
 };
 
 // Samples are (level, point) pairs, padded to whole vectors; padding samples have size zero, which nothing falls in.
-inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // What is equal for all queries: for every sample, its level's size and first row.
 struct Levels {
   std::vector<float> width, height;
   std::vector<int32_t> row_length, start;
   explicit Levels(const Problem& p) {
-    const int64_t n = padded(p.samples());
+    const int64_t n = round_up(p.samples(), kLanes);
     width.resize(n), height.resize(n), row_length.resize(n), start.resize(n);
     for (int64_t i = 0; i < p.samples(); ++i) {
       const int64_t level = i / p.points;
@@ -160,13 +197,13 @@ struct Levels {
 // Scratch of one thread. A sample's four corners are (top left, top right, bottom left, bottom right).
 struct Plan {
   int64_t stride;                // from one corner's (or axis') array to the next
-  std::vector<int32_t> rows;     // 4 arrays; -1 where the corner lies outside
+  std::vector<int32_t> rows;     // 4 arrays; the row of zeros where the corner lies outside
   std::vector<float> weights;    // 4 arrays; bilinear times attention weight
   std::vector<float> fraction;   // x, then y
   std::vector<float> dots;       // 4 arrays; backward
   std::vector<float> input;      // x, y, attention weight; padded with zeros
   explicit Plan(int64_t samples)
-      : stride(padded(samples)), rows(4 * stride), weights(4 * stride), fraction(2 * stride), dots(4 * stride),
+      : stride(round_up(samples, kLanes)), rows(4 * stride), weights(4 * stride), fraction(2 * stride), dots(4 * stride),
         input(3 * stride) {}
 };
 
@@ -177,7 +214,8 @@ inline Vec floor_of(Vec x, VecI32* integer) {  // for |x| < 2^31
 }
 
 inline void plan(const float* __restrict location, const float* __restrict weight, const Levels& levels, int n_samples,
-                 Plan& out) {
+                 int32_t zero_row, Plan& out) {
+  const VecI32 none = VecI32{} + zero_row;
   const int64_t stride = out.stride;
   float* __restrict input = out.input.data();
   for (int n = 0; n < n_samples; ++n) {
@@ -186,150 +224,137 @@ inline void plan(const float* __restrict location, const float* __restrict weigh
     input[2 * stride + n] = weight[n];
   }
   for (int64_t n = 0; n < stride; n += kLanes) {
-    const Vec w = load(&levels.width[n]), h = load(&levels.height[n]);
-    const Vec x_any = load(input + n) * w - 0.5f, y_any = load(input + stride + n) * h - 0.5f;
+    const Vec w = read<Vec>(&levels.width[n]), h = read<Vec>(&levels.height[n]);
+    const Vec x_any = read<Vec>(input + n) * w - 0.5f, y_any = read<Vec>(input + stride + n) * h - 0.5f;
     const VecI32 inside = (x_any > -1.0f) & (x_any < w) & (y_any > -1.0f) & (y_any < h);  // false for NaN
     const Vec x = inside ? x_any : Vec{}, y = inside ? y_any : Vec{};
     VecI32 column, line;
     const Vec left = floor_of(x, &column), top = floor_of(y, &line);
     const Vec fx = x - left, fy = y - top, gx = 1.0f - fx, gy = 1.0f - fy;
-    const VecI32 row_length = load(&levels.row_length[n]);
-    const VecI32 row = load(&levels.start[n]) + line * row_length + column;
+    const VecI32 row_length = read<VecI32>(&levels.row_length[n]);
+    const VecI32 row = read<VecI32>(&levels.start[n]) + line * row_length + column;
     const VecI32 at_left = inside & (left >= 0.0f), at_right = inside & (left + 1.0f < w);
     const VecI32 at_top = top >= 0.0f, at_bottom = top + 1.0f < h;
-    const VecI32 none = VecI32{} - 1;
     int32_t* rows = &out.rows[n];
-    store(rows, (at_top & at_left) ? row : none);
-    store(rows + stride, (at_top & at_right) ? row + 1 : none);
-    store(rows + 2 * stride, (at_bottom & at_left) ? row + row_length : none);
-    store(rows + 3 * stride, (at_bottom & at_right) ? row + row_length + 1 : none);
-    const Vec a = load(input + 2 * stride + n), upper = a * gy, lower = a * fy;
+    write(rows, (at_top & at_left) ? row : none);
+    write(rows + stride, (at_top & at_right) ? row + 1 : none);
+    write(rows + 2 * stride, (at_bottom & at_left) ? row + row_length : none);
+    write(rows + 3 * stride, (at_bottom & at_right) ? row + row_length + 1 : none);
+    const Vec a = read<Vec>(input + 2 * stride + n), upper = a * gy, lower = a * fy;
     float* weights = &out.weights[n];
-    store(weights, upper * gx);
-    store(weights + stride, upper * fx);
-    store(weights + 2 * stride, lower * gx);
-    store(weights + 3 * stride, lower * fx);
-    store(&out.fraction[n], fx);
-    store(&out.fraction[stride + n], fy);
+    write(weights, upper * gx);
+    write(weights + stride, upper * fx);
+    write(weights + 2 * stride, lower * gx);
+    write(weights + 3 * stride, lower * fx);
+    write(&out.fraction[n], fx);
+    write(&out.fraction[stride + n], fy);
   }
+}
+
+// ---- packed values ----------------------------------------------------------------------------------------------
+
+template <typename T>
+int64_t packed_channels(const Problem& p) {
+  return round_up(p.channels, kUnit<T>);
+}
+
+// Rows [first, last) of a head; row `tokens` is the one of zeros.
+template <typename T>
+void pack(const Problem& p, const T* head, int64_t first, int64_t last, T* packed) {
+  const int64_t width = packed_channels<T>(p);
+  for (int64_t s = first; s < last; ++s) {
+    const int64_t used = s < p.tokens ? p.channels : 0;
+    std::memcpy(packed + s * width, head + s * p.value_token, used * sizeof(T));
+    std::memset(packed + s * width + used, 0, (width - used) * sizeof(T));
+  }
+}
+
+// Calls step(vectors, first channel) for a row's parts, `vectors` being a compile-time constant.
+template <typename T, typename Step>
+inline void for_parts(int64_t width, Step&& step) {
+  int64_t first = 0;
+  for (; width - first >= kMaxVectors * kLanes; first += kMaxVectors * kLanes)
+    step(std::integral_constant<int, kMaxVectors>(), first);
+  const int64_t rest = (width - first) / kLanes;
+  if constexpr (kUnit<T> == kLanes) {
+    if (rest == 3) step(std::integral_constant<int, 3>(), first);
+    if (rest == 1) step(std::integral_constant<int, 1>(), first);
+  }
+  if (rest == 2) step(std::integral_constant<int, 2>(), first);
 }
 
 // ---- forward ----------------------------------------------------------------------------------------------------
 
-// Rows of V whole vectors; `zeros` stands in for rows outside.
-template <typename T, int V>
-inline void gather(const T* base, int64_t stride, const T* zeros, const Plan& plan, int n_samples, T* out) {
-  Vec upper[V] = {}, lower[V] = {};
-  const int32_t* rows = plan.rows.data();
-  const float* weights = plan.weights.data();
+template <int V, typename T>
+inline void gather(const T* rows, int64_t width, const Plan& plan, int n_samples, int64_t channels, T* out) {
+  Vec upper[V] = {}, lower[V] = {};  // two chains of additions
+  const int32_t* row = plan.rows.data();
+  const float* weight = plan.weights.data();
   for (int n = 0; n < n_samples; ++n) {
-    const T* p[4];
     for (int corner = 0; corner < 4; ++corner) {
-      const int64_t row = rows[corner * plan.stride + n];
-      p[corner] = row >= 0 ? base + row * stride : zeros;
-    }
-    const float* w = weights + n;
-    for (int v = 0; v < V; ++v) {
-      upper[v] += load(p[0] + v * kLanes) * w[0];
-      lower[v] += load(p[2] + v * kLanes) * w[2 * plan.stride];
-      upper[v] += load(p[1] + v * kLanes) * w[plan.stride];
-      lower[v] += load(p[3] + v * kLanes) * w[3 * plan.stride];
+      Vec part[V];
+      load<V>(rows + row[corner * plan.stride + n] * width, part);
+      const float w = weight[corner * plan.stride + n];
+      for (int v = 0; v < V; ++v) (corner % 2 ? lower : upper)[v] += part[v] * w;
     }
   }
-  for (int v = 0; v < V; ++v) store(out + v * kLanes, upper[v] + lower[v]);
-}
-
-// Rows of any length.
-template <typename T>
-inline void gather_any(const T* base, int64_t stride, const Plan& plan, int64_t channels, float* sum, T* out) {
-  std::memset(sum, 0, channels * sizeof(float));
-  for (int64_t i = 0; i < 4 * plan.stride; ++i) {
-    if (plan.rows[i] < 0) continue;
-    const T* __restrict p = base + static_cast<int64_t>(plan.rows[i]) * stride;
-    const float w = plan.weights[i];
-    for (int64_t c = 0; c < channels; ++c) sum[c] += w * to_float(p[c]);
-  }
-  for (int64_t c = 0; c < channels; ++c) from_float(sum[c], out + c);
+  for (int v = 0; v < V; ++v) upper[v] += lower[v];
+  save_some<V>(upper, channels, out);
 }
 
 template <typename T>
 void forward(const Problem& p, const T* value, T* out, int threads) {
-  constexpr int64_t kBlock = 64;  // queries of a task: neighbours read the same rows
+  constexpr int64_t kQueries = 256, kTokens = 1024;  // of a task
   const int n_samples = static_cast<int>(p.samples());
   const Levels levels(p);
-  const std::vector<T> zeros(p.channels, T(0));
-  const int64_t blocks = (p.queries + kBlock - 1) / kBlock, tasks = p.batch * blocks;
+  const int64_t width = packed_channels<T>(p), head_size = (p.tokens + 1) * width;
+  const int64_t query_blocks = (p.queries + kQueries - 1) / kQueries, token_blocks = p.tokens / kTokens + 1;
   std::vector<Plan> plans(threads, Plan(n_samples));
-  std::vector<std::vector<float>> sums(threads, std::vector<float>(p.channels));
-  std::atomic<int64_t> next(0);
-  auto job = [&](int slot) {
-    Plan& scratch = plans[slot];
-    for (int64_t task; (task = next.fetch_add(1)) < tasks;) {
-      const int64_t b = task / blocks, first = task % blocks * kBlock;
-      const int64_t last = first + kBlock < p.queries ? first + kBlock : p.queries;
-      for (int64_t h = 0; h < p.heads; ++h) {
-        const T* base = value + b * p.value_batch + h * p.value_head;
-        for (int64_t q = first; q < last; ++q) {
-          plan(p.location(b, q, h), p.weight(b, q, h), levels, n_samples, scratch);
-          T* o = out + ((b * p.queries + q) * p.heads + h) * p.channels;
-          switch (p.channels) {
-            case 16: gather<T, 1>(base, p.value_token, zeros.data(), scratch, n_samples, o); break;
-            case 32: gather<T, 2>(base, p.value_token, zeros.data(), scratch, n_samples, o); break;
-            case 64: gather<T, 4>(base, p.value_token, zeros.data(), scratch, n_samples, o); break;
-            default:
-              gather_any<T>(base, p.value_token, scratch, p.channels, sums[slot].data(), o);
-          }
-        }
+  const std::unique_ptr<T[]> packed(new T[p.heads * head_size]);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    run_tasks(threads, p.heads * token_blocks, [&](int, int64_t task) {
+      const int64_t h = task / token_blocks, first = task % token_blocks * kTokens;
+      pack(p, value + b * p.value_batch + h * p.value_head, first, std::min(first + kTokens, p.tokens + 1),
+           packed.get() + h * head_size);
+    });
+    run_tasks(threads, p.heads * query_blocks, [&](int slot, int64_t task) {
+      const int64_t h = task / query_blocks, first = task % query_blocks * kQueries;
+      const T* rows = packed.get() + h * head_size;
+      for (int64_t q = first; q < std::min(first + kQueries, p.queries); ++q) {
+        plan(p.location(b, q, h), p.weight(b, q, h), levels, n_samples, static_cast<int32_t>(p.tokens), plans[slot]);
+        T* o = out + ((b * p.queries + q) * p.heads + h) * p.channels;
+        for_parts<T>(width, [&](auto vectors, int64_t c) {
+          gather<vectors.value>(rows + c, width, plans[slot], n_samples, p.channels - c, o + c);
+        });
       }
-    }
-  };
-  run_threads(threads, job);
+    });
+  }
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
 
-// Dot products of the output's gradient with the four rows of every sample, and the rows' own gradient.
-// `rows_gradient` is (tokens + 1, channels): its last row takes what falls outside.
-template <typename T, int V>
-inline void scatter(const T* base, int64_t stride, const T* zeros, Plan& plan, int n_samples, const T* gradient,
-                    float* rows_gradient, int64_t tokens) {
+// Adds to the dot products of the output's gradient with the four rows of every sample, and to the rows' gradients.
+template <int V, typename T>
+inline void scatter(const T* rows, int64_t width, Plan& plan, int n_samples, int64_t channels, const T* gradient,
+                    float* rows_gradient) {
   Vec g[V];
-  for (int v = 0; v < V; ++v) g[v] = load(gradient + v * kLanes);
+  load_some<V>(gradient, channels, g);
   for (int n = 0; n < n_samples; ++n) {
     Vec4 dot[4];
     for (int corner = 0; corner < 4; ++corner) {
-      const int64_t row = plan.rows[corner * plan.stride + n];
-      const T* p = row >= 0 ? base + row * stride : zeros;
-      float* r = rows_gradient + (row >= 0 ? row : tokens) * (V * kLanes);
+      const int64_t offset = plan.rows[corner * plan.stride + n] * width;
       const float w = plan.weights[corner * plan.stride + n];
-      Vec products = {};
+      Vec part[V], products = {};
+      load<V>(rows + offset, part);
+      float* r = rows_gradient + offset;
       for (int v = 0; v < V; ++v) {
-        products += load(p + v * kLanes) * g[v];
-        store(r + v * kLanes, load(r + v * kLanes) + g[v] * w);
+        products += part[v] * g[v];
+        write(r + v * kLanes, read<Vec>(r + v * kLanes) + g[v] * w);
       }
       dot[corner] = quarter_sums(products);
     }
     for (int corner = 0; corner < 4; ++corner)
-      plan.dots[corner * plan.stride + n] = (dot[corner][0] + dot[corner][1]) + (dot[corner][2] + dot[corner][3]);
-  }
-}
-
-template <typename T>
-inline void scatter_any(const T* base, int64_t stride, Plan& plan, int64_t channels,
-                        const T* __restrict gradient, float* rows_gradient) {
-  for (int64_t i = 0; i < 4 * plan.stride; ++i) {
-    float dot = 0.0f;
-    if (plan.rows[i] >= 0) {
-      const T* __restrict p = base + static_cast<int64_t>(plan.rows[i]) * stride;
-      float* __restrict r = rows_gradient + static_cast<int64_t>(plan.rows[i]) * channels;
-      const float w = plan.weights[i];
-      for (int64_t c = 0; c < channels; ++c) {
-        const float g = to_float(gradient[c]);
-        dot += to_float(p[c]) * g;
-        r[c] += w * g;
-      }
-    }
-    plan.dots[i] = dot;
+      plan.dots[corner * plan.stride + n] += (dot[corner][0] + dot[corner][1]) + (dot[corner][2] + dot[corner][3]);
   }
 }
 
@@ -355,41 +380,39 @@ void backward(const Problem& p, const T* value, const T* gradient, T* value_grad
               float* weight_gradient, int threads) {
   const int n_samples = static_cast<int>(p.samples());
   const Levels levels(p);
-  const std::vector<T> zeros(p.channels, T(0));
-  const int64_t tasks = p.batch * p.heads, row_floats = (p.tokens + 1) * p.channels;
-  if (threads > tasks) threads = static_cast<int>(tasks);
+  const int64_t tasks = p.batch * p.heads, width = packed_channels<T>(p), head_size = (p.tokens + 1) * width;
+  threads = static_cast<int>(std::min<int64_t>(threads, tasks));
   std::vector<Plan> plans(threads, Plan(n_samples));
-  std::vector<std::vector<float>> rows(threads, std::vector<float>(row_floats));
-  std::atomic<int64_t> next(0);
-  auto job = [&](int slot) {
+  const std::unique_ptr<T[]> packed(new T[threads * head_size]);
+  const std::unique_ptr<float[]> sums(new float[threads * head_size]);
+  run_tasks(threads, tasks, [&](int slot, int64_t task) {
+    const int64_t b = task / p.heads, h = task % p.heads;
     Plan& scratch = plans[slot];
-    float* rows_gradient = rows[slot].data();
-    for (int64_t task; (task = next.fetch_add(1)) < tasks;) {
-      const int64_t b = task / p.heads, h = task % p.heads;
-      const T* base = value + b * p.value_batch + h * p.value_head;
-      std::memset(rows_gradient, 0, row_floats * sizeof(float));
-      for (int64_t q = 0; q < p.queries; ++q) {
-        const int64_t index = (b * p.queries + q) * p.heads + h;
-        const T* g = gradient + index * p.channels;
-        const float* weight = p.weight(b, q, h);
-        plan(p.location(b, q, h), weight, levels, n_samples, scratch);
-        switch (p.channels) {
-          case 16: scatter<T, 1>(base, p.value_token, zeros.data(), scratch, n_samples, g, rows_gradient, p.tokens); break;
-          case 32: scatter<T, 2>(base, p.value_token, zeros.data(), scratch, n_samples, g, rows_gradient, p.tokens); break;
-          case 64: scatter<T, 4>(base, p.value_token, zeros.data(), scratch, n_samples, g, rows_gradient, p.tokens); break;
-          default: scatter_any<T>(base, p.value_token, scratch, p.channels, g, rows_gradient);
-        }
-        finish(scratch, weight, levels, n_samples, location_gradient + 2 * index * n_samples,
-               weight_gradient + index * n_samples);
-      }
-      for (int64_t s = 0; s < p.tokens; ++s) {
-        T* out = value_gradient + ((b * p.tokens + s) * p.heads + h) * p.channels;
-        const float* r = rows_gradient + s * p.channels;
-        for (int64_t c = 0; c < p.channels; ++c) from_float(r[c], out + c);
-      }
+    T* rows = packed.get() + slot * head_size;
+    float* rows_gradient = sums.get() + slot * head_size;
+    pack(p, value + b * p.value_batch + h * p.value_head, 0, p.tokens + 1, rows);
+    std::memset(rows_gradient, 0, head_size * sizeof(float));
+    for (int64_t q = 0; q < p.queries; ++q) {
+      const int64_t index = (b * p.queries + q) * p.heads + h;
+      const T* g = gradient + index * p.channels;
+      const float* weight = p.weight(b, q, h);
+      plan(p.location(b, q, h), weight, levels, n_samples, static_cast<int32_t>(p.tokens), scratch);
+      std::fill(scratch.dots.begin(), scratch.dots.end(), 0.0f);
+      for_parts<T>(width, [&](auto vectors, int64_t c) {
+        scatter<vectors.value>(rows + c, width, scratch, n_samples, p.channels - c, g + c, rows_gradient + c);
+      });
+      finish(scratch, weight, levels, n_samples, location_gradient + 2 * index * n_samples,
+             weight_gradient + index * n_samples);
     }
-  };
-  run_threads(threads, job);
+    for (int64_t s = 0; s < p.tokens; ++s) {
+      T* out = value_gradient + ((b * p.tokens + s) * p.heads + h) * p.channels;
+      for_parts<T>(width, [&](auto vectors, int64_t c) {
+        Vec sum[vectors.value];
+        load<vectors.value>(rows_gradient + s * width + c, sum);
+        save_some<vectors.value>(sum, p.channels - c, out + c);
+      });
+    }
+  });
 }
 
 Problem unpack(const int64_t* sizes, const int64_t* spatial_shapes, const int64_t* level_start, const float* locations,
