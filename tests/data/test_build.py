@@ -1,0 +1,66 @@
+import json
+
+from grounding_dino.config import add_grounding_dino_config
+from grounding_dino.data.build import build_test_loader, load_records, load_train_records
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+NAMES = ("test_build_cats", "test_build_cells")
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg()
+    add_grounding_dino_config(cfg)
+    extra = []
+    for name, classes in zip(NAMES, (["cat", "dog"], ["cell"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        images, annotations = [], []
+        for number in (1, 2):
+            Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "width": 60, "height": 40})
+        annotations = [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}]
+        categories = [{"id": 3 + index, "name": label} for index, label in enumerate(classes)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "train.json").write_text(json.dumps(content))
+        extra.append(f"{name}={folder / 'train.json'}:{folder}")
+    cfg.DATASETS.EXTRA = extra
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = NAMES
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TEST = 40
+    yield cfg
+    for name in NAMES:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def test_data_sets_of_different_classes_train_together(cfg):
+    records = load_train_records(cfg)
+    assert [(record["dataset_name"], record["image_id"]) for record in records] == [(name, 1) for name in NAMES]
+
+
+def test_the_test_loader_names_all_classes_of_its_data_set(cfg):
+    for name, classes in zip(NAMES, (["cat", "dog"], ["cell"])):
+        batches = list(build_test_loader(cfg, name))
+        assert [batch[0]["categories"] for batch in batches] == [classes] * 2
+        assert [batch[0]["image_id"] for batch in batches] == [1, 2]
+
+
+def test_unknown_names_and_empty_data_sets_are_errors_at_the_start(cfg):
+    with pytest.raises(ValueError, match="no data set 'cocoo'.*--dataset cocoo="):
+        load_records(["cocoo"])
+    with pytest.raises(ValueError, match="in a list"):
+        load_records("shapes_val")
+    load_train_records(cfg)
+    path = DatasetCatalog[NAMES[0]].args[0]
+    content = json.loads(open(path).read())
+    content["annotations"] = []
+    with open(path, "w") as file:
+        json.dump(content, file)
+    with pytest.raises(ValueError, match=NAMES[0]):
+        load_train_records(cfg)
