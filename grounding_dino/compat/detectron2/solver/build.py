@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -14,7 +15,6 @@ from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
-    StepWithFixedGammaParamScheduler,
 )
 from torch import Tensor, nn
 
@@ -183,9 +183,11 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
             raise ValueError(f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must lie between 0 and BASE_LR {solver.BASE_LR}")
         multiplier = CosineParamScheduler(1, end)
     elif solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":
-        multiplier = StepWithFixedGammaParamScheduler(
-            base_value=1.0, gamma=solver.GAMMA, num_decays=solver.NUM_DECAYS, num_updates=solver.MAX_ITER
-        )
+        # As milestones, because fvcore's StepWithFixedGammaParamScheduler fails in the step after the last iteration.
+        intervals = solver.NUM_DECAYS + 1
+        milestones = [math.ceil(count * solver.MAX_ITER / intervals) for count in range(1, intervals)]
+        values = [solver.GAMMA**count for count in range(intervals)]
+        multiplier = MultiStepParamScheduler(values=values, milestones=milestones, num_updates=solver.MAX_ITER)
     else:
         raise ValueError(
             f"unknown SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME!r}; choose WarmupMultiStepLR, WarmupCosineLR "
