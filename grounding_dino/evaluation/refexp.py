@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +32,7 @@ class RefExpEvaluator(DatasetEvaluator):
         ranks: the k of precision@k.
         iou_threshold: from which IoU on a box is right (RefCOCO's metric: 0.5).
         distributed: gather from all processes.
+        output_dir: where `refexp_overlaps.json` goes: per expression id the IoU of its best boxes; None: nowhere.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class RefExpEvaluator(DatasetEvaluator):
         ranks: Sequence[int] = (1, 5, 10),
         iou_threshold: float = 0.5,
         distributed: bool = True,
+        output_dir: str | None = None,
     ) -> None:
         if not ranks or min(ranks) < 1:
             raise ValueError(f"ranks {tuple(ranks)} of precision@k: give positive numbers, e.g. (1, 5, 10)")
@@ -45,6 +49,7 @@ class RefExpEvaluator(DatasetEvaluator):
         self.ranks = tuple(sorted(ranks))
         self.iou_threshold = iou_threshold
         self.distributed = distributed
+        self.output_dir = output_dir
         self._truth: dict[Any, torch.Tensor] = {}
         for record in DatasetCatalog.get(dataset_name):
             for annotation in record["annotations"]:
@@ -88,6 +93,10 @@ class RefExpEvaluator(DatasetEvaluator):
         }
         results["mIoU"] = 100.0 * sum(values[0] for values in overlaps.values() if values) / total
         logger.info("%s: %s", self.dataset_name, ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
+        if self.output_dir:
+            os.makedirs(self.output_dir, exist_ok=True)
+            with open(os.path.join(self.output_dir, "refexp_overlaps.json"), "w", encoding="utf-8") as file:
+                json.dump(overlaps, file)
         return OrderedDict(refexp=results)
 
     def _is_right(self, overlaps: Sequence[float]) -> bool:

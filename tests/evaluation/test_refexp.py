@@ -1,3 +1,5 @@
+import json
+
 from grounding_dino.evaluation.refexp import RefExpEvaluator
 
 import pytest
@@ -19,9 +21,9 @@ RECORDS = [
 
 
 @pytest.fixture
-def evaluator():
+def evaluator(tmp_path):
     DatasetCatalog.register(NAME, lambda: RECORDS)
-    yield RefExpEvaluator(NAME, ranks=(1, 2))
+    yield RefExpEvaluator(NAME, ranks=(1, 2), output_dir=str(tmp_path / "results"))
     DatasetCatalog.pop(NAME)
     MetadataCatalog.pop(NAME, None)
 
@@ -34,7 +36,7 @@ def _output(*detections):
     return {"instances": instances}
 
 
-def test_the_best_scored_box_of_each_expression_decides(evaluator):
+def test_the_best_scored_box_of_each_expression_decides(evaluator, tmp_path):
     evaluator.reset()
     # a: the second box is right; b: the best is right (IoU 0.8); c: its only box is wrong, b's box there is not its own
     evaluator.process(
@@ -48,6 +50,8 @@ def test_the_best_scored_box_of_each_expression_decides(evaluator):
     assert results["P@1"] == pytest.approx(100 / 3)
     assert results["P@2"] == pytest.approx(200 / 3)
     assert results["mIoU"] == pytest.approx(80 / 3)
+    overlaps = json.loads((tmp_path / "results" / "refexp_overlaps.json").read_text())
+    assert overlaps == {"a": [0, 1], "b": [pytest.approx(0.8), 0], "c": [0]}
 
 
 def test_unanswered_expressions_count_as_wrong_and_reset_forgets(evaluator, caplog):

@@ -112,7 +112,7 @@ def texture_patch(texture: str, color: Color, height: int, width: int, rng: np.r
 def finish(canvas: Canvas, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Blur and noise of a camera; the picture as uint8 RGB."""
     if rng.random() < 0.3:
-        canvas = cv2.GaussianBlur(canvas, (3, 3), float(rng.uniform(0.3, 0.8)))
+        canvas = cv2.GaussianBlur(canvas, (3, 3), float(rng.uniform(0.3, 0.8))).astype(np.float32, copy=False)
     strength = np.float32(rng.uniform(0, 9) if rng.random() < 0.7 else 0.0)
     if strength > 0:
         canvas = canvas + rng.standard_normal(canvas.shape, dtype=np.float32) * strength
