@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,6 @@ import grounding_dino  # noqa: F401  makes detectron2 importable
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.memory import retry_if_cuda_oom
@@ -27,7 +29,7 @@ def test_alone() -> None:
     assert 0 <= comm.shared_random_seed() < 2**31
 
 
-def process(rank: int, port: int, folder: str) -> None:
+def communicate(port: int, folder: str, rank: int) -> None:
     """What each of the two processes does; its findings go into a file."""
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     comm.create_local_process_group(2)
@@ -53,7 +55,11 @@ def test_two_processes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
+    # Started as scripts: what pytest imported by path cannot be imported by name in another process.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, __file__, str(port), str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first["sizes"] == (2, 0, 0, 2) and second["sizes"] == (2, 1, 1, 2)
     assert first["main"] and not second["main"]
@@ -87,3 +93,7 @@ def test_retry_after_running_out_of_memory() -> None:
     assert len(calls) == 3
     with pytest.raises(ZeroDivisionError):
         retry_if_cuda_oom(lambda: 1 / 0)()
+
+
+if __name__ == "__main__":
+    communicate(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
