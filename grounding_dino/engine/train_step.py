@@ -42,7 +42,7 @@ class TrainStep(SimpleTrainer):
         check_losses(losses, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.grad_scaler.scale(sum(losses.values())).backward()
-        self._write_metrics(losses, data_time)
+        self.write_metrics(losses, data_time, self.iter)
         self._step(batch)
 
     def _step(self, batch: list[dict[str, Any]]) -> None:

@@ -47,10 +47,17 @@ class Trainer(DefaultTrainer):
         torch.manual_seed(self.seed)  # equal initial weights in every process
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self.data_loader = build_train_loader(cfg, self.seed)
-        self._trainer = TrainStep(_distribute(model, cfg), self.data_loader, optimizer, cfg)
+        data_loader = build_train_loader(cfg, self.seed)
+        self._trainer = TrainStep(_distribute(model, cfg), data_loader, optimizer, cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = GroundingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = GroundingCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            ignore=cfg.MODEL.WEIGHTS_IGNORE,
+            warm_start=cfg.MODEL.WARM_START_ON,
+            keep=cfg.SOLVER.CHECKPOINTS_KEPT,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -84,8 +91,7 @@ class Trainer(DefaultTrainer):
         main = comm.is_main_process()
         chain: list[HookBase | None] = [SeedEveryStep(self), hooks.IterationTimer(), hooks.LRScheduler()]
         if main:
-            kept = cfg.SOLVER.CHECKPOINTS_KEPT or None
-            chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=kept))
+            chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
 
         def evaluate() -> OrderedDict[str, Any]:
             self._last_eval_results = self.test(cfg, self.model)
