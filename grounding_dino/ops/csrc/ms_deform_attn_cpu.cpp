@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <thread>
 #include <type_traits>
@@ -21,6 +22,9 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <dlfcn.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
 #endif
 
 #if defined(_WIN32)
@@ -251,6 +255,59 @@ inline void plan(const float* __restrict location, const float* __restrict weigh
   }
 }
 
+// ---- memory of a call -------------------------------------------------------------------------------------------
+
+// Some MB, kept from call to call: fresh pages would cost about as much as the work done in them. Calls that run at the
+// same time get one each. Aligned, so that rows do not straddle cache lines; in large pages where the system has them.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    {
+      std::lock_guard<std::mutex> guard(mutex());
+      if (!kept().empty()) {
+        block_ = std::move(kept().back());
+        kept().pop_back();
+      }
+    }
+    if (block_.size < bytes) block_ = Block(bytes);
+  }
+  ~Workspace() {
+    std::lock_guard<std::mutex> guard(mutex());
+    try {
+      kept().push_back(std::move(block_));
+    } catch (...) {  // then it is freed
+    }
+  }
+  void* data() const { return block_.data.get(); }
+
+ private:
+  static constexpr size_t kPage = 2 << 20;
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(kPage)); }
+  };
+  struct Block {
+    size_t size = 0;
+    std::unique_ptr<void, Free> data;
+    Block() = default;
+    explicit Block(size_t bytes)
+        : size((bytes + kPage - 1) / kPage * kPage), data(::operator new(size, std::align_val_t(kPage))) {
+#if defined(__linux__)
+      madvise(data.get(), size, MADV_HUGEPAGE);  // a wish: failing changes nothing
+#endif
+    }
+  };
+  // Never destroyed: threads may outlive the statics of a library.
+  static std::vector<Block>& kept() {
+    static auto* blocks = new std::vector<Block>;
+    return *blocks;
+  }
+  static std::mutex& mutex() {
+    static auto* one = new std::mutex;
+    return *one;
+  }
+  Block block_;
+};
+
 // ---- packed values ----------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -309,25 +366,31 @@ void forward(const Problem& p, const T* value, T* out, int threads) {
   const Levels levels(p);
   const int64_t width = packed_channels<T>(p), head_size = (p.tokens + 1) * width;
   const int64_t query_blocks = (p.queries + kQueries - 1) / kQueries, token_blocks = p.tokens / kTokens + 1;
+  const int64_t group = std::min<int64_t>(p.heads, threads);  // heads packed at a time
   std::vector<Plan> plans(threads, Plan(n_samples));
-  const std::unique_ptr<T[]> packed(new T[p.heads * head_size]);
+  const Workspace workspace(group * head_size * sizeof(T));
+  T* packed = static_cast<T*>(workspace.data());
   for (int64_t b = 0; b < p.batch; ++b) {
-    run_tasks(threads, p.heads * token_blocks, [&](int, int64_t task) {
-      const int64_t h = task / token_blocks, first = task % token_blocks * kTokens;
-      pack(p, value + b * p.value_batch + h * p.value_head, first, std::min(first + kTokens, p.tokens + 1),
-           packed.get() + h * head_size);
-    });
-    run_tasks(threads, p.heads * query_blocks, [&](int slot, int64_t task) {
-      const int64_t h = task / query_blocks, first = task % query_blocks * kQueries;
-      const T* rows = packed.get() + h * head_size;
-      for (int64_t q = first; q < std::min(first + kQueries, p.queries); ++q) {
-        plan(p.location(b, q, h), p.weight(b, q, h), levels, n_samples, static_cast<int32_t>(p.tokens), plans[slot]);
-        T* o = out + ((b * p.queries + q) * p.heads + h) * p.channels;
-        for_parts<T>(width, [&](auto vectors, int64_t c) {
-          gather<vectors.value>(rows + c, width, plans[slot], n_samples, p.channels - c, o + c);
-        });
-      }
-    });
+    for (int64_t h0 = 0; h0 < p.heads; h0 += group) {
+      const int64_t heads = std::min(group, p.heads - h0);
+      run_tasks(threads, heads * token_blocks, [&](int, int64_t task) {
+        const int64_t h = task / token_blocks, first = task % token_blocks * kTokens;
+        pack(p, value + b * p.value_batch + (h0 + h) * p.value_head, first, std::min(first + kTokens, p.tokens + 1),
+             packed + h * head_size);
+      });
+      run_tasks(threads, heads * query_blocks, [&](int slot, int64_t task) {
+        const int64_t h = task / query_blocks, first = task % query_blocks * kQueries;
+        const T* rows = packed + h * head_size;
+        for (int64_t q = first; q < std::min(first + kQueries, p.queries); ++q) {
+          plan(p.location(b, q, h0 + h), p.weight(b, q, h0 + h), levels, n_samples, static_cast<int32_t>(p.tokens),
+               plans[slot]);
+          T* o = out + ((b * p.queries + q) * p.heads + h0 + h) * p.channels;
+          for_parts<T>(width, [&](auto vectors, int64_t c) {
+            gather<vectors.value>(rows + c, width, plans[slot], n_samples, p.channels - c, o + c);
+          });
+        }
+      });
+    }
   }
 }
 
@@ -383,13 +446,14 @@ void backward(const Problem& p, const T* value, const T* gradient, T* value_grad
   const int64_t tasks = p.batch * p.heads, width = packed_channels<T>(p), head_size = (p.tokens + 1) * width;
   threads = static_cast<int>(std::min<int64_t>(threads, tasks));
   std::vector<Plan> plans(threads, Plan(n_samples));
-  const std::unique_ptr<T[]> packed(new T[threads * head_size]);
-  const std::unique_ptr<float[]> sums(new float[threads * head_size]);
+  const Workspace workspace(threads * head_size * (sizeof(float) + sizeof(T)));
+  float* sums = static_cast<float*>(workspace.data());
+  T* packed = reinterpret_cast<T*>(sums + threads * head_size);
   run_tasks(threads, tasks, [&](int slot, int64_t task) {
     const int64_t b = task / p.heads, h = task % p.heads;
     Plan& scratch = plans[slot];
-    T* rows = packed.get() + slot * head_size;
-    float* rows_gradient = sums.get() + slot * head_size;
+    T* rows = packed + slot * head_size;
+    float* rows_gradient = sums + slot * head_size;
     pack(p, value + b * p.value_batch + h * p.value_head, 0, p.tokens + 1, rows);
     std::memset(rows_gradient, 0, head_size * sizeof(float));
     for (int64_t q = 0; q < p.queries; ++q) {
