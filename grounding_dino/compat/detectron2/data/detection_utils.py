@@ -117,7 +117,7 @@ def transform_instance_annotations(
         raise NotImplementedError("Keypoints need an installed upstream Detectron2.")
     tfms = transforms if isinstance(transforms, Transform) else TransformList(list(transforms))
     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    box = tfms.apply_box(np.array([box]))[0].clip(min=0)
+    box = tfms.apply_box(np.array([box], dtype=np.float64))[0].clip(min=0)
     annotation["bbox"] = np.minimum(box, [image_size[1], image_size[0], image_size[1], image_size[0]])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
     if "segmentation" in annotation:
@@ -155,7 +155,7 @@ def _masks_to_bitmask(segmentations: list[Any], image_size: tuple[int, int]) -> 
             raise ValueError(
                 f"cannot make a mask of a {type(segmentation).__name__}: give polygons, an RLE dict or an (H, W) array."
             )
-    return BitMasks(torch.stack([torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks]))
+    return BitMasks(torch.stack([torch.from_numpy(np.array(mask, order="C")) for mask in masks]))
 
 
 def annotations_to_instances(

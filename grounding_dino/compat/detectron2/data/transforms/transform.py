@@ -175,9 +175,8 @@ class ResizeTransform(Transform):
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scale (N, 2) points."""
-        coords[:, 0] = coords[:, 0] * (self.new_w * 1.0 / self.w)
-        coords[:, 1] = coords[:, 1] * (self.new_h * 1.0 / self.h)
-        return coords
+        # A new array: written in place, the results would be cut to whole pixels where the input is of integers.
+        return coords * np.array([self.new_w / self.w, self.new_h / self.h])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize a label map with nearest neighbours, so that no new labels appear."""
