@@ -24,6 +24,13 @@ class Model(nn.Module):
         self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
 
 
+@pytest.fixture(autouse=True)
+def messages_reach_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever loggers were set up before."""
+    for name in ("fvcore", "detectron2"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+
+
 def state_equals(model: nn.Module, other: nn.Module) -> bool:
     first, second = model.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

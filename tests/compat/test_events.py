@@ -82,8 +82,8 @@ def test_json_lines(tmp_path: Path) -> None:
     assert lines == [{"iteration": 0, "loss": 3.0, "lr": 0.1}, {"iteration": 1, "loss": 2.0}]
 
 
-def test_progress_line(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("detectron2").propagate = True
+def test_progress_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
     with caplog.at_level(logging.INFO), EventStorage(1) as storage:
         storage.put_scalars(total_loss=1.25, time=2.0, data_time=0.5, lr=1e-3)
         CommonMetricPrinter(max_iter=11).write()

@@ -74,7 +74,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 
 def test_caffe2_weights_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": {}}))
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": 1}))
     with pytest.raises(ValueError, match="torchvision"):
         DetectionCheckpointer(nn.Linear(1, 1)).load(str(tmp_path / "R-50.pkl"))
 

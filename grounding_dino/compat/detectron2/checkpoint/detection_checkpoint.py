@@ -41,7 +41,7 @@ class DetectionCheckpointer(Checkpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load the file or address `path` (nothing if empty); arguments and result as ``Checkpointer.load``.
 
-        Raises OSError where a process cannot read the file and ValueError where its content cannot be used.
+        Raises OSError where the file cannot be read and ValueError where its content cannot be used.
         """
         self._match_names = False
         if path:
@@ -50,18 +50,17 @@ class DetectionCheckpointer(Checkpointer):
             if "matching_heuristics" in query:
                 self._match_names = query["matching_heuristics"] == ["True"]
                 path = parts._replace(query="").geturl()
-            local = self.path_manager.get_local_path(path)
-            readable = comm.all_gather(os.path.isfile(local))
-            if not all(readable):
-                ranks = [rank for rank, found in enumerate(readable) if not found]
-                raise OSError(f"checkpoint {path!r} cannot be read by the processes of rank {ranks}; check the path")
+            if not os.path.isfile(self.path_manager.get_local_path(path)):
+                raise OSError(
+                    f"checkpoint {path!r} is not a file that process {comm.get_rank()} can read; check the path"
+                )
             logger.info("[DetectionCheckpointer] Loading from %s ...", path)
         checkpoint: dict[str, Any] = super().load(path, *args, **kwargs)
         return checkpoint
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = _read(filename)
-        if "blobs" in data:
+        if filename.endswith(".pkl") and "model" not in data:
             raise ValueError(
                 f"{filename!r} holds Caffe2 weights, whose names are not known here; use the torchvision weights "
                 "detectron2://ImageNetPretrained/torchvision/R-50.pkl or upstream Detectron2"
