@@ -38,9 +38,8 @@ def get_cfg() -> CfgNode:
 
 def config_folders() -> list[Path]:
     """Where configurations lie: `configs/` of a checkout, and the copy in an installed package."""
-    checkout = PACKAGE.parent
-    folders = [checkout / "configs"] if (checkout / "pyproject.toml").is_file() else []
-    return [folder for folder in (*folders, PACKAGE / "configs") if folder.is_dir()]
+    folders = PACKAGE.parent / "configs", PACKAGE / "configs"
+    return [folder for folder in folders if (folder / "Base-GroundingDINO.yaml").is_file()]
 
 
 def _config_files() -> Iterator[Path]:
@@ -177,5 +176,6 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
     if source:
         from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 
-        GroundingCheckpointer(model).load(source)
+        options = {"ignore": cfg.MODEL.WEIGHTS_IGNORE, "warm_start": cfg.MODEL.WARM_START_ON}
+        GroundingCheckpointer(model, **options).load(source, checkpointables=[])
     return model.eval()

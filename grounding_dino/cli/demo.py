@@ -1,0 +1,314 @@
+"""Command line: pictures, video or webcam and a text in; drawn pictures, a table and JSON out."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grounding_dino.cli.tables import format_table
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+
+    from grounding_dino.predictor import GroundingPredictor
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+EPILOG = """\
+examples:
+  %(prog)s --input demo/pictures --output out --categories "red circle" "blue star"
+  %(prog)s --input "photos/*.jpg" --output out --text "cat . dog ." --json out.json
+  %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --input a.jpg --output b.jpg \\
+      --caption "two dogs left of the man"
+  %(prog)s --video-input in.mp4 --output out.mp4 --categories person
+Without --config-file and --weights the small model that comes with the package is used.
+The exit code is 0 if all went well, 1 if some pictures could not be read, 2 on wrong usage."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options, named as in the demos of Detectron2 and Mask DINO."""
+    parser = argparse.ArgumentParser(
+        description="Detect what a text names in pictures, a video or a webcam.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--config-file",
+        default="shapes_tiny",
+        metavar="FILE",
+        help="a .yaml file or a short name (default: shapes_tiny)",
+    )
+    model.add_argument("--weights", metavar="FILE", help="a checkpoint of any origin: file, folder or URL")
+    model.add_argument("--device", help="cuda, cpu, ... (default: a GPU where there is one)")
+    model.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="override the configuration; comes last",
+    )
+    source = parser.add_argument_group("input, one of").add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of them, or quoted glob patterns")
+    source.add_argument("--video-input", metavar="FILE", help="a video file")
+    source.add_argument("--webcam", action="store_true", help="the first camera; ends with q, Esc or Ctrl-C")
+    text = parser.add_argument_group("what to look for, one of").add_mutually_exclusive_group(required=True)
+    text.add_argument("--categories", nargs="+", metavar="NAME", help='names: --categories cat "traffic light"')
+    text.add_argument("--text", help='names in one string: --text "cat . traffic light ."')
+    text.add_argument("--caption", help="free text; detections are named by its words")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=_share,
+        default=0.35,
+        metavar="X",
+        help="least score of a detection (default: 0.35)",
+    )
+    parser.add_argument(
+        "--text-threshold",
+        type=_share,
+        default=0.25,
+        metavar="X",
+        help="least score of a caption's word (default: 0.25)",
+    )
+    parser.add_argument(
+        "--output", metavar="PATH", help="a folder for the drawn pictures, or a file for one; without it none are drawn"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all detections to this file")
+    parser.add_argument("--batch-size", type=_count, default=1, metavar="N", help="pictures run at once (default: 1)")
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1]")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+@dataclass
+class Report:
+    """What became of each picture, in order."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, path: str, found: Instances) -> None:
+        height, width = found.image_size
+        self.records.append(
+            {"file_name": path, "width": width, "height": height, "detections": detection_records(found)}
+        )
+
+    def fail(self, path: str, reason: str) -> None:
+        self.records.append({"file_name": path, "error": reason})
+        self.failures.append((path, reason))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        prompt = prompt_of(args)
+        jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
+        from grounding_dino.predictor import load_predictor
+
+        predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
+        if args.input:
+            return run_pictures(predictor, jobs, prompt, args)
+        from grounding_dino.cli.video import run_video
+
+        return run_video(predictor, args.video_input, prompt, args)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        logger.debug("the demo stopped", exc_info=True)
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"{parser.prog}: error: {reason}", file=sys.stderr)
+        return 2
+
+
+def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The predictor's text argument.
+
+    Raises:
+        ValueError: a --text that names nothing.
+    """
+    if args.caption is not None:
+        return {"caption": args.caption}
+    if args.text is None:
+        return {"categories": args.categories}
+    names = [name.strip() for name in args.text.split(".") if name.strip()]
+    if not names:
+        raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
+    return {"categories": names}
+
+
+def expand_inputs(paths: Sequence[str]) -> list[str]:
+    """Files, the pictures of folders (sorted), and what glob patterns match; each once, in order.
+
+    A file that does not exist is kept: it is reported when its turn comes.
+
+    Raises:
+        ValueError: a folder without a picture, or a pattern that matches nothing.
+    """
+    found: list[str] = []
+    for path in paths:
+        if Path(path).is_dir():
+            inside = [str(p) for p in sorted(Path(path).iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES]
+            if not inside:
+                raise ValueError(f"the folder {path!r} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+            found += inside
+        elif glob.has_magic(path) and not Path(path).exists():
+            matched = sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file())
+            if not matched:
+                raise ValueError(f"the pattern {path!r} matches no file")
+            found += matched
+        else:
+            found.append(path)
+    return list(dict.fromkeys(found))
+
+
+def plan_outputs(inputs: list[str], output: str | None) -> list[tuple[str, Path | None]]:
+    """Pair each input with the file to draw it into.
+
+    `output` is one file if it has a picture's ending and there is one input, else a folder, in which equal
+    file names get a number.
+
+    Raises:
+        ValueError: several inputs for one file, or an output that would overwrite an input.
+    """
+    if output is None:
+        return [(path, None) for path in inputs]
+    target = Path(output)
+    if target.suffix.lower() in PICTURE_SUFFIXES and not target.is_dir():
+        if len(inputs) > 1:
+            raise ValueError(f"--output {output!r} is one file, but there are {len(inputs)} pictures; name a folder")
+        planned = [target]
+    else:
+        planned = []
+        for path in inputs:
+            name, number = Path(path), 1
+            while target / name.name in planned:
+                number += 1
+                name = Path(path).with_stem(f"{Path(path).stem}_{number}")
+            planned.append(target / name.name)
+    sources = {Path(path).resolve() for path in inputs}
+    for file in planned:
+        if file.resolve() in sources:
+            raise ValueError(
+                f"--output {output!r} would overwrite the input {str(file)!r}; name another folder or file"
+            )
+    return list(zip(inputs, planned))
+
+
+def run_pictures(
+    predictor: GroundingPredictor,
+    jobs: list[tuple[str, Path | None]],
+    prompt: dict[str, Any],
+    args: argparse.Namespace,
+) -> int:
+    """Detect in all pictures; those that cannot be read are reported at the end. Returns the exit code."""
+    from tqdm import tqdm
+
+    report = Report()
+    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) < 2) as bar:
+        for start in range(0, len(jobs), args.batch_size):
+            batch = jobs[start : start + args.batch_size]
+            run_batch(predictor, batch, prompt, args, report)
+            bar.update(len(batch))
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(report.records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if report.failures:
+        print(f"{len(report.failures)} of {len(jobs)} pictures failed:", file=sys.stderr)
+        for path, reason in report.failures:
+            print(f"  {path}: {reason}", file=sys.stderr)
+    return 1 if report.failures else 0
+
+
+def run_batch(
+    predictor: GroundingPredictor,
+    batch: list[tuple[str, Path | None]],
+    prompt: dict[str, Any],
+    args: argparse.Namespace,
+    report: Report,
+) -> None:
+    """Read, detect, print and draw a few pictures."""
+    from grounding_dino.pictures import read_picture
+
+    pictures = {}
+    for path, _ in batch:
+        try:
+            pictures[path] = read_picture(path)
+        except (ValueError, OSError) as error:
+            report.fail(path, str(error))
+    results = predictor(
+        list(pictures.values()),
+        box_threshold=args.confidence_threshold,
+        text_threshold=args.text_threshold,
+        image_format="RGB",
+        **prompt,
+    )
+    found = dict(zip(pictures, results))
+    for path, target in batch:
+        if path not in found:
+            continue
+        print_detections(path, found[path])
+        report.add(path, found[path])
+        if target is not None:
+            draw_to(target, pictures[path], found[path])
+
+
+def draw_to(target: Path, picture: Any, found: Instances) -> None:
+    """Write the picture with its detections; formats that Pillow cannot write become .png."""
+    from PIL import Image
+
+    from grounding_dino.visualization import draw_detections
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn = Image.fromarray(draw_detections(picture, found))
+    try:
+        drawn.save(target, quality=95)
+    except (KeyError, ValueError):
+        drawn.save(target.with_suffix(".png"))
+
+
+def detection_records(found: Instances) -> list[dict[str, Any]]:
+    """The detections as plain numbers and strings: label, score, box XYXY in pixels, and the category's index."""
+    from grounding_dino.visualization import names_of
+
+    records: list[dict[str, Any]] = [
+        {"label": name, "score": round(score, 4), "box": [round(value, 2) for value in box]}
+        for name, score, box in zip(names_of(found), found.scores.tolist(), found.pred_boxes.tensor.tolist())
+    ]
+    if found.has("pred_classes"):
+        for record, index in zip(records, found.pred_classes.tolist()):
+            record["category"] = index
+    return records
+
+
+def print_detections(path: str, found: Instances) -> None:
+    """Print one picture's detections as a table, above the progress bar."""
+    from tqdm import tqdm
+
+    records = detection_records(found)
+    noun = "detection" if len(records) == 1 else "detections"
+    lines = [f"{path}: {len(records)} {noun}"]
+    if records:
+        rows = [[r["label"], f"{r['score']:.2f}", *(f"{value:.0f}" for value in r["box"])] for r in records]
+        lines.append(format_table(["label", "score", "x0", "y0", "x1", "y1"], rows))
+    tqdm.write("\n".join(lines), file=sys.stdout)

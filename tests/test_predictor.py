@@ -1,0 +1,331 @@
+"""The predictor: every kind of picture and prompt, answers in the original picture's pixels."""
+
+from __future__ import annotations
+
+import grounding_dino  # noqa: F401  # isort: skip
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Instances
+from PIL import Image
+
+from grounding_dino.model_zoo import (
+    build_model,
+    find_weights,
+    get_cfg,
+    get_config_file,
+    list_configs,
+    load_cfg,
+    resolve_device,
+)
+from grounding_dino.predictor import GroundingPredictor, Labels, load_predictor
+
+TINY = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.PIXEL_DECODER.NUM_LAYERS", 1,
+    "MODEL.TRANSFORMER_DECODER.NUM_LAYERS", 1,
+    "MODEL.TEXT_ENCODER.NUM_LAYERS", 1,
+    "MODEL.QUERY_SELECTION.NUM_QUERIES", 20,
+    "INPUT.MIN_SIZE_TEST", 64,
+    "INPUT.MAX_SIZE_TEST", 96,
+]  # fmt: skip
+NAMES = ["red circle", "blue star"]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    torch.manual_seed(0)
+    return GroundingPredictor(load_cfg("shapes_tiny", TINY))
+
+
+@pytest.fixture
+def picture():
+    """(40, 60, 3) RGB, differing in its channels."""
+    return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def same(a: Instances, b: Instances, tolerance: float = 1e-4) -> bool:
+    return (
+        len(a) == len(b)
+        and torch.allclose(a.scores, b.scores, atol=tolerance)
+        and torch.allclose(a.pred_boxes.tensor, b.pred_boxes.tensor, atol=100 * tolerance)
+    )
+
+
+def agree(a: Instances, b: Instances) -> bool:
+    """The same detections up to rounding, in any order: close scores may swap."""
+    distance = torch.cdist(a.pred_boxes.tensor, b.pred_boxes.tensor, p=float("inf"))
+    nearest = (distance + 100 * (a.scores[:, None] - b.scores[None]).abs()).argmin(1)
+    boxes_agree = distance.gather(1, nearest[:, None]).max() < 0.06  # 1e-3 of the picture
+    return len(a) == len(b) and bool(boxes_agree) and torch.allclose(a.scores, b.scores[nearest], atol=1e-3)
+
+
+# Pictures
+
+
+def test_answers_in_the_original_pictures_pixels(predictor, picture):
+    found = predictor(picture, NAMES, box_threshold=0.0)
+    assert isinstance(found, Instances) and found.image_size == (40, 60)
+    assert len(found) == 20 and len(set(found.pred_boxes.tensor[:, 2].tolist())) > 1
+    assert found.pred_boxes.tensor.min() >= 0
+    assert (found.pred_boxes.tensor.amax(0) <= torch.tensor([60.0, 40.0, 60.0, 40.0])).all()
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert found.labels == [NAMES[i] for i in found.pred_classes.tolist()]
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes", "labels"}
+
+
+def test_all_kinds_of_pictures_agree(predictor, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    kinds = [
+        picture[..., ::-1],
+        Image.fromarray(picture),
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        torch.from_numpy(picture).permute(2, 0, 1),
+        np.dstack([picture[..., ::-1], np.full((40, 60), 7, np.uint8)]),
+        Image.fromarray(np.dstack([picture, np.full((40, 60), 7, np.uint8)]), "RGBA"),
+        picture.astype(np.uint16)[..., ::-1] * 257,
+    ]
+    expected = predictor(picture, NAMES, box_threshold=0.0, image_format="RGB")
+    assert not same(expected, predictor(picture, NAMES, box_threshold=0.0, image_format="BGR"))
+    for kind in kinds:
+        assert same(expected, predictor(kind, NAMES, box_threshold=0.0))
+
+
+def test_grey_pictures_of_all_depths_agree(predictor, picture):
+    grey = picture[..., 0]
+    expected = predictor(np.repeat(grey[..., None], 3, axis=2), NAMES, box_threshold=0.0)
+    deep = grey.astype(np.uint16) * 257
+    for kind in (grey, grey[..., None], deep, Image.fromarray(grey), Image.fromarray(deep), torch.tensor(grey)[None]):
+        assert same(expected, predictor(kind, NAMES, box_threshold=0.0))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"])
+def test_pil_pictures_of_any_mode(predictor, picture, mode):
+    source = Image.fromarray(picture)
+    converted = source.convert("RGBA").convert("PA") if mode == "PA" else source.convert(mode)
+    assert predictor(converted, NAMES, box_threshold=0.0).image_size == (40, 60)
+
+
+def test_exif_orientation_is_applied(predictor, picture, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    found = predictor(tmp_path / "turned.png", NAMES, box_threshold=0.0)
+    assert found.image_size == (60, 40)
+    assert same(found, predictor(np.rot90(picture, -1), NAMES, box_threshold=0.0, image_format="RGB"))
+
+
+def test_a_batch_equals_single_pictures(predictor, picture):
+    pictures = [picture, picture[:30, :20], picture[::-1].copy()]
+    together = predictor(pictures, NAMES, box_threshold=0.0)
+    assert isinstance(together, list)
+    for one, found in zip(pictures, together):
+        assert agree(found, predictor(one, NAMES, box_threshold=0.0))
+
+
+def test_stacked_pictures_and_no_pictures(predictor, picture):
+    assert len(predictor(np.stack([picture, picture]), NAMES)) == 2
+    assert len(predictor(torch.zeros(2, 3, 40, 60, dtype=torch.uint8), NAMES)) == 2
+    assert predictor([], NAMES) == []
+
+
+# Prompts
+
+
+def test_prompts_of_each_picture(predictor, picture):
+    lists = [["red circle"], ["blue star", "green square", "red circle"]]
+    for names, found in zip(lists, predictor([picture, picture], lists, box_threshold=0.0)):
+        assert agree(found, predictor(picture, names, box_threshold=0.0))
+        assert set(found.labels) <= set(names)
+    captions = ["a red circle", "two stars."]
+    for caption, found in zip(captions, predictor([picture, picture], caption=captions, box_threshold=0.0)):
+        assert agree(found, predictor(picture, caption=caption, box_threshold=0.0))
+
+
+def test_caption_gives_phrases(predictor, picture):
+    found = predictor(picture, caption="a red circle", box_threshold=0.0, text_threshold=0.0)
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "phrases"}
+    assert len(found.phrases) == len(found) == 20 and "a red circle" in found.phrases[0]
+    none = predictor(picture, caption="a red circle", box_threshold=0.0, text_threshold=1.0)
+    assert set(none.phrases) == {""}
+
+
+def test_threshold_is_strict_and_may_leave_nothing(predictor, picture):
+    found = predictor(picture, NAMES, box_threshold=0.0)
+    middle = found.scores[7].item()
+    kept = predictor(picture, NAMES, box_threshold=middle)
+    assert kept.scores.tolist() == [score for score in found.scores.tolist() if score > middle]
+    empty = predictor(picture, NAMES, box_threshold=1.0)
+    assert len(empty) == 0 and empty.labels == [] and empty.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_one_label_a_query_or_all(predictor, picture):
+    every = predictor(picture, NAMES, box_threshold=0.0, best_label_only=False)
+    best = predictor(picture, NAMES, box_threshold=0.0)
+    assert len(every) == 40 and len(best) == 20
+    for name in NAMES:
+        assert sum(label == name for label in every.labels) == 20
+    pairs = zip(every.pred_boxes.tensor.tolist(), every.scores.tolist())
+    highest: dict[tuple[float, ...], float] = {}
+    for box, score in pairs:
+        highest[tuple(box)] = max(score, highest.get(tuple(box), 0.0))
+    assert sorted(highest.values(), reverse=True) == pytest.approx(best.scores.tolist())
+
+
+def test_more_categories_than_a_prompt_holds(predictor, picture):
+    names = [f"number {i} of many" for i in range(100)]
+    found = predictor(picture, names, box_threshold=0.0, best_label_only=False)
+    assert found.pred_classes.max() > 60 and found.labels[0] == names[found.pred_classes[0]]
+
+
+@pytest.mark.parametrize("names", [["cat", "cat"], ["Cat"], ["猫"], ["🐈"], ["t.v."], ["what?"], ["  many   blanks "]])
+def test_unusual_names_come_back_as_given(predictor, picture, names):
+    found = predictor(picture, names, box_threshold=0.0)
+    assert set(found.labels) == {names[0]}
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "neither is given"),
+        ({"categories": NAMES, "caption": "x"}, "both is given"),
+        ({"categories": "cat . dog ."}, "list of names"),
+        ({"categories": []}, "empty"),
+        ({"categories": ["cat", "..."]}, "no word"),
+        ({"categories": ["cat", 3]}, "category 1"),
+        ({"categories": ["x" + " y" * 300]}, "tokens"),
+        ({"caption": ""}, "no word"),
+        ({"caption": "?!."}, "no word"),
+        ({"caption": ["a", "b"]}, "2 captions for 1 pictures"),
+        ({"categories": [["a"], ["b"]]}, "2 lists of categories for 1 pictures"),
+        ({"categories": NAMES, "box_threshold": 35}, "box_threshold"),
+        ({"categories": NAMES, "image_format": "HSV"}, "image_format"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(predictor, picture, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        predictor(picture, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "uint8"),
+        (np.zeros((4, 5, 2), np.uint8), "shape"),
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+        (torch.zeros(3, 4, 5), "torch.float32"),
+        (torch.zeros(4, 5, dtype=torch.uint8), r"\(4, 5\)"),
+        (3, "int"),
+        ("no/such/picture.jpg", "no/such/picture.jpg"),
+    ],
+)
+def test_bad_pictures_get_a_sentence(predictor, bad, message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+        predictor(bad, NAMES)
+
+
+def test_damaged_files_are_named(predictor, picture, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(ValueError, match="text.jpg"):
+        predictor(tmp_path / "text.jpg", NAMES)
+    Image.fromarray(picture).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    with pytest.raises(ValueError, match="cut.png"):
+        predictor(tmp_path / "cut.png", NAMES)
+
+
+# Instances with texts
+
+
+def test_labels_follow_their_instances(predictor, picture):
+    found = predictor(picture, NAMES, box_threshold=0.0)
+    mask = found.pred_classes == 0
+    assert found[mask].labels == ["red circle"] * int(mask.sum())
+    assert found[torch.tensor([3, 1])].labels == [found.labels[3], found.labels[1]]
+    assert found[2:5].labels == found.labels[2:5]
+    assert Instances.cat([found, found]).labels == found.labels * 2
+    assert found.to("cpu").labels == found.labels
+
+
+def test_labels_are_a_list():
+    labels = Labels(["a", "b", "c"])
+    assert labels == ["a", "b", "c"] and labels[1] == "b" and labels[-1] == "c"
+    assert labels[np.array([True, False, True])] == ["a", "c"] and labels[torch.tensor(2)] == "c"
+
+
+# Models by name
+
+
+def test_configurations_by_name(tmp_path):
+    assert "shapes_tiny" in list_configs() and "swin_t_ogc" in list_configs()
+    path = get_config_file("swin_t_ogc")
+    assert path == get_config_file("grounding_dino/swin_t_ogc.yaml") == get_config_file(path)
+    assert path == get_config_file("groundingdino/config/GroundingDINO_SwinT_OGC.py")
+    with pytest.raises(FileNotFoundError, match="swin_t_ogc"):
+        get_config_file("swin_t_ogx")
+    with pytest.raises(ValueError, match="not executed"):
+        get_config_file("my_config.py")
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {path}\nINPUT:\n  MIN_SIZE_TEST: 77\n")
+    assert load_cfg(tmp_path / "own.yaml").INPUT.MIN_SIZE_TEST == 77
+
+
+def test_get_cfg_has_both_projects_keys():
+    cfg = get_cfg()
+    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedDINO" and cfg.DATALOADER.NUM_WORKERS == 4
+    copy = load_cfg(cfg, ["MODEL.EMBED_DIM", 32])
+    assert copy.MODEL.EMBED_DIM == 32 and cfg.MODEL.EMBED_DIM == 256
+
+
+def test_device_without_a_flag(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device(None) == resolve_device("cpu") == resolve_device("cuda", fallback=True) == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(None) == "cuda"
+
+
+def test_missing_weights_are_a_sentence(monkeypatch):
+    cfg = get_cfg()
+    with pytest.raises(FileNotFoundError, match="no weights are known"):
+        find_weights(cfg, "no_such_model")
+    cfg.MODEL.RELEASE.URL = "https://example.com/a.pth"
+    assert find_weights(cfg, "no_such_model") == "https://example.com/a.pth"
+
+
+def test_load_predictor_from_a_checkpoint(predictor, picture, tmp_path):
+    from safetensors.torch import save_model
+
+    file = tmp_path / "tiny.safetensors"
+    save_model(predictor.model, str(file))
+    loaded = load_predictor("shapes_tiny", file, opts=TINY)
+    assert same(loaded(picture, NAMES, box_threshold=0.0), predictor(picture, NAMES, box_threshold=0.0))
+
+
+def test_an_existing_model_can_be_wrapped(predictor, picture):
+    wrapped = GroundingPredictor(model=predictor.model, min_size=64, max_size=96)
+    assert same(wrapped(picture, NAMES, box_threshold=0.0), predictor(picture, NAMES, box_threshold=0.0))
+    with pytest.raises(ValueError, match="INPUT.FORMAT"):
+        GroundingPredictor(model=predictor.model, input_format="YUV")
+
+
+def test_channel_order_of_the_model(predictor, picture):
+    swapped = GroundingPredictor(model=predictor.model, min_size=64, max_size=96, input_format="BGR")
+    assert torch.equal(swapped.prepare(picture)["image"], predictor.prepare(picture)["image"].flip(0))
+
+
+def test_build_model_evaluates(predictor):
+    model = build_model(load_cfg("shapes_tiny", TINY))
+    assert not model.training
+
+
+def test_unknown_checkpoint_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.pth"):
+        load_predictor("shapes_tiny", Path(tmp_path / "nowhere.pth"), opts=TINY)
