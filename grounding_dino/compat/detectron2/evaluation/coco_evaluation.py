@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-DEFAULT_MAX_DETECTIONS = (1, 10, 100)
+DEFAULT_MAX_DETECTIONS = 100  # of a picture and category
 CATEGORY_TABLE_COLUMNS = 6
 
 
@@ -111,8 +111,9 @@ class COCOEvaluator(DatasetEvaluator):
         self._tasks = tasks
         self._distributed = distributed
         self._output_dir = output_dir
-        limits = DEFAULT_MAX_DETECTIONS if max_dets_per_image is None else (1, 10, max_dets_per_image)
-        self._max_dets_per_image = list(limits)
+        limit = DEFAULT_MAX_DETECTIONS if max_dets_per_image is None else max_dets_per_image
+        # pycocotools sorts its limits; the metrics are read at the last.
+        self._max_dets_per_image = [*(smaller for smaller in (1, 10) if smaller < limit), limit]
         self._cpu_device = torch.device("cpu")
         self._predictions: list[dict[str, Any]] = []
         self._results: OrderedDict[str, Any] = OrderedDict()
@@ -180,7 +181,7 @@ class COCOEvaluator(DatasetEvaluator):
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None) -> None:
         results = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
         tasks = self._tasks or (TASKS if any("segmentation" in result for result in results) else TASKS[:1])
-        self._restore_category_ids(results)
+        results = self._restore_category_ids(results)
         if self._output_dir:
             with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as file:
                 json.dump(results, file)
@@ -193,19 +194,19 @@ class COCOEvaluator(DatasetEvaluator):
             coco_eval = self._evaluate_task(results, task, img_ids)
             self._results[task] = self._derive_coco_results(coco_eval, task, self._metadata.get("thing_classes"))
 
-    def _restore_category_ids(self, results: list[dict[str, Any]]) -> None:
-        """Turn class indices back into the ids of the json file, in place."""
+    def _restore_category_ids(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results with the ids of the json file in place of class indices."""
         id_map: Mapping[int, int] | None = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if id_map is None:
-            return
+            return results
         original = {index: category_id for category_id, index in id_map.items()}
-        for result in results:
-            if result["category_id"] not in original:
-                raise ValueError(
-                    f"the model predicted class {result['category_id']}, but data set {self._metadata.name!r} has only "
-                    f"{len(original)} classes: the model's number of classes does not fit it."
-                )
-            result["category_id"] = original[result["category_id"]]
+        unknown = {result["category_id"] for result in results} - original.keys()
+        if unknown:
+            raise ValueError(
+                f"the model predicted class {min(unknown)}, but data set {self._metadata.name!r} has only "
+                f"{len(original)} classes: the model's number of classes does not fit it."
+            )
+        return [{**result, "category_id": original[result["category_id"]]} for result in results]
 
     def _evaluate_task(self, results: list[dict[str, Any]], task: str, img_ids: Sequence[int] | None) -> Any:
         if task == "segm":
