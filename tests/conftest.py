@@ -1,0 +1,94 @@
+"""Fixtures shared by all tests: the reference numbers and a tiny random model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import grounding_dino  # noqa: F401  (makes detectron2 importable)
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+REFERENCE = Path(__file__).parent / "reference"
+
+# A model of a few thousand weights with every part of Grounding DINO in it.
+TINY_OPTS = [
+    *("MODEL.DEVICE", "cpu", "MODEL.EMBED_DIM", 32),
+    *("MODEL.BACKBONE.NAME", "SwinTransformer", "MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 2, 1, 1]),
+    *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 2], "MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
+    *("MODEL.TEXT_ENCODER.HIDDEN_SIZE", 16, "MODEL.TEXT_ENCODER.NUM_LAYERS", 1, "MODEL.TEXT_ENCODER.NUM_HEADS", 2),
+    *("MODEL.TEXT_ENCODER.FFN_DIM", 32, "MODEL.TEXT_ENCODER.DROPOUT", 0.0),
+    *("MODEL.PIXEL_DECODER.NUM_LAYERS", 2, "MODEL.PIXEL_DECODER.NUM_HEADS", 2, "MODEL.PIXEL_DECODER.FFN_DIM", 32),
+    *("MODEL.PIXEL_DECODER.TEXT_FUSION.EMBED_DIM", 32, "MODEL.PIXEL_DECODER.TEXT_FUSION.DROP_PATH_RATE", 0.0),
+    *("MODEL.PIXEL_DECODER.TEXT_FUSION.INIT_SCALE", 0.5, "MODEL.PIXEL_DECODER.TEXT_LAYER.FFN_DIM", 32),
+    *("MODEL.QUERY_SELECTION.NUM_QUERIES", 12, "MODEL.DENOISING.NUM_QUERIES", 6),
+    *("MODEL.TRANSFORMER_DECODER.NUM_LAYERS", 2, "MODEL.TRANSFORMER_DECODER.NUM_HEADS", 2),
+    *("MODEL.TRANSFORMER_DECODER.FFN_DIM", 32, "MODEL.CLASS_HEAD.SCALE", "sqrt_dim", "MODEL.CLASS_HEAD.BIAS_ON", True),
+]
+
+
+@pytest.fixture
+def tiny_cfg() -> CfgNode:
+    """A configuration of a model that runs in milliseconds."""
+    from grounding_dino.model_zoo import load_cfg
+
+    return load_cfg("swin_t_ogc", TINY_OPTS)
+
+
+@pytest.fixture
+def tiny_model(tiny_cfg: CfgNode) -> torch.nn.Module:
+    """A tiny model with random weights whose queries and tokens differ, in eval mode."""
+    import grounding_dino.modeling  # noqa: F401
+
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    with torch.no_grad():  # zero-initialised heads would hide the differences that tests look for
+        for name, parameter in model.named_parameters():
+            if "box_head" in name or "sampling_offsets.weight" in name or "attention_weights.weight" in name:
+                parameter.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference numbers."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def fill() -> ModuleType:
+    """`tests/reference/fill.py`: weights and pictures as functions of names and seeds."""
+    spec = importlib.util.spec_from_file_location("reference_fill", REFERENCE / "fill.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def recipe_weights(fill: ModuleType):
+    """`recipe_weights(folder, manifest, shapes={})`: the state dict that a reference's recipe gives, in its own names."""
+
+    def build(folder: str, manifest: str, shapes: dict[str, list[int]] | None = None) -> dict[str, torch.Tensor]:
+        root = REFERENCE / folder
+        names = {**json.loads((root / manifest).read_text()), **(shapes or {})}
+        overrides = json.loads((root / "fill_overrides.json").read_text())
+        state = fill.fill_state_dict(names)
+        for name in state:
+            for pattern, factor in overrides.items():
+                if re.search(pattern, name):
+                    state[name] = state[name] * np.float32(factor)
+        if (root / "aliases.json").exists():
+            for name, canonical in json.loads((root / "aliases.json").read_text()).items():
+                state[name] = state[canonical]
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+
+    return build
