@@ -31,6 +31,8 @@ SOURCES = Path(__file__).resolve().parent / "csrc"
 CPU_SOURCE = "ms_deform_attn_cpu.cpp"
 CUDA_SOURCE = "ms_deform_attn_cuda.cu"
 MODES = ("auto", "native", "off")
+CPU_REMEDY = "Install a C++ compiler (Debian: g++; macOS: xcode-select --install; conda: cxx-compiler) or set CXX."
+CUDA_REMEDY = "Install the CUDA toolkit, with nvcc, or set CUDA_HOME."
 BUILD_TIMEOUT = 600  # seconds
 LIBRARY_SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 
@@ -79,13 +81,17 @@ def kernel_cache() -> Path:
 def find_compiler() -> str | None:
     """Path of the C++ compiler: $CXX where set, else the first of g++, clang++ and c++ on PATH; None without one."""
     named = os.environ.get("CXX")
-    return next((path for name in ([named] if named else ["g++", "clang++", "c++"]) if (path := shutil.which(name))), None)
+    return _first_on_path([named] if named else ["g++", "clang++", "c++"])
 
 
 def find_nvcc() -> str | None:
     """Path of nvcc: $NVCC where set, else on PATH, else under $CUDA_HOME or /usr/local/cuda; None without one."""
     toolkits = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     names = [os.environ["NVCC"]] if os.environ.get("NVCC") else ["nvcc", *(f"{t}/bin/nvcc" for t in toolkits if t)]
+    return _first_on_path(names)
+
+
+def _first_on_path(names: Sequence[str]) -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
@@ -133,9 +139,8 @@ def _compile(commands: Sequence[Sequence[str]], target: Path) -> None:
         output = Path(folder) / target.name
         for command in commands:
             try:
-                subprocess.run(
-                    [*command, "-o", str(output)], capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=True, cwd=folder
-                )
+                command = [*command, "-o", str(output)]
+                subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=True, cwd=folder)
                 ctypes.CDLL(str(output))
             except subprocess.CalledProcessError as error:
                 errors.append((error.stderr or error.stdout or "").strip()[-2000:])
@@ -201,21 +206,22 @@ def _load(name: str, compiler: str | None, remedy: str, architectures: Sequence[
         return Kernel(name, None, None, compiler, "switched off by GROUNDING_DINO_KERNELS=off")
     try:
         path = build_cuda(architectures) if name == "cuda" else build_cpu()
-        return Kernel(name, ctypes.CDLL(str(path)), path, compiler, f"built with {compiler}" if compiler else "built earlier")
+        origin = f"built with {compiler}" if compiler else "built earlier, no compiler now"
+        return Kernel(name, ctypes.CDLL(str(path)), path, compiler, origin)
     except (KernelError, OSError) as error:
         if mode == "native":
-            raise KernelError(f"GROUNDING_DINO_KERNELS=native, but the {name} kernel is not to be had: {error}") from error
-        logger.warning(
-            "Deformable attention runs in plain PyTorch on %s, many times slower: %s. %s "
-            "GROUNDING_DINO_KERNELS=off silences this.", name.upper(), error, remedy
-        )  # fmt: skip
+            raise KernelError(
+                f"GROUNDING_DINO_KERNELS=native, but there is no {name} kernel: {error}. {remedy}"
+            ) from error
+        message = "Deformable attention runs in plain PyTorch on the %s, many times slower: %s. %s %s"
+        device = "GPU" if name == "cuda" else "CPU"
+        logger.warning(message, device, error, remedy, "GROUNDING_DINO_KERNELS=off silences this warning.")
         return Kernel(name, None, None, compiler, str(error))
 
 
 @functools.cache
 def _cpu_kernel(mode: str) -> Kernel:
-    remedy = "Install a C++ compiler (Debian: g++; macOS: xcode-select --install; conda: cxx-compiler) or set CXX."
-    kernel = _load("cpu", find_compiler(), remedy)
+    kernel = _load("cpu", find_compiler(), CPU_REMEDY)
     if kernel.library is not None:
         declare_cpu(kernel.library)
     return kernel
@@ -223,8 +229,7 @@ def _cpu_kernel(mode: str) -> Kernel:
 
 @functools.cache
 def _cuda_kernel(mode: str, architecture: str) -> Kernel:
-    remedy = "Install the CUDA toolkit's nvcc or set CUDA_HOME."
-    kernel = _load("cuda", find_nvcc(), remedy, [architecture])
+    kernel = _load("cuda", find_nvcc(), CUDA_REMEDY, [architecture])
     if kernel.library is not None:
         declare_cuda(kernel.library)
     return kernel

@@ -50,7 +50,11 @@ def _library(value: Tensor) -> ctypes.CDLL | None:
 
 
 def _check(
-    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> None:
     """Raises ValueError for shapes that do not fit each other, and (CPU) for levels that leave the values."""
     if value.dim() != 4 or sampling_locations.dim() != 6:
@@ -64,8 +68,9 @@ def _check(
     expected = (batch, queries, heads, levels, points)
     if tuple(sampling_locations.shape) != (*expected, 2) or tuple(attention_weights.shape) != expected:
         raise ValueError(
-            f"ms_deform_attn: for value {tuple(value.shape)} and {levels} levels, sampling_locations must be (B, Q, H, L, P, 2)"
-            f" and attention_weights (B, Q, H, L, P), not {tuple(sampling_locations.shape)} and {tuple(attention_weights.shape)}."
+            f"ms_deform_attn: for value {tuple(value.shape)} and {levels} levels, sampling_locations must be "
+            f"(B, Q, H, L, P, 2) and attention_weights (B, Q, H, L, P), not {tuple(sampling_locations.shape)} "
+            f"and {tuple(attention_weights.shape)}."
         )
     if spatial_shapes.shape != (levels, 2) or level_start_index.shape != (levels,):
         raise ValueError(
@@ -77,8 +82,8 @@ def _check(
     for (height, width), start in zip(spatial_shapes.tolist(), level_start_index.tolist(), strict=True):
         if min(height, width, start) < 0 or start + height * width > tokens:
             raise ValueError(
-                f"ms_deform_attn: a level of {height} x {width} that starts at {start} does not fit in {tokens} tokens; "
-                "spatial_shapes and level_start_index do not belong to this value."
+                f"ms_deform_attn: a level of {height} x {width} that starts at {start} does not fit in {tokens} "
+                "tokens; spatial_shapes and level_start_index do not belong to this value."
             )
 
 
@@ -93,14 +98,18 @@ def _inner_contiguous(tensor: Tensor, dims: int) -> Tensor:
 
 
 def _prepare(value: Tensor, *tensors: Tensor) -> tuple[Any, list[Tensor]]:
-    """The `sizes` array of the C interfaces, and the tensors whose pointers go with it (keep them alive)."""
+    """The `sizes` array of the C interfaces, and the tensors whose pointers go with it (keep them alive).
+
+    fp32 and bf16 locations alike come out as fp32: cells of a large map are finer than bf16 can tell apart.
+    """
     spatial_shapes, level_start_index, sampling_locations, attention_weights = tensors
     value = _inner_contiguous(value, 1)
     locations = _inner_contiguous(sampling_locations.to(torch.float32), 3)
     weights = _inner_contiguous(attention_weights.to(torch.float32), 2)
     levels = [t.to(value.device, torch.int64).contiguous() for t in (spatial_shapes, level_start_index)]
     _, queries, _, num_levels, points, _ = locations.shape
-    numbers = (*value.shape, queries, num_levels, points, *value.stride()[:3], *locations.stride()[:3], *weights.stride()[:3])
+    strides = (*value.stride()[:3], *locations.stride()[:3], *weights.stride()[:3])
+    numbers = (*value.shape, queries, num_levels, points, *strides)
     return (ctypes.c_int64 * len(numbers))(*numbers), [value, *levels, locations, weights]
 
 
@@ -117,7 +126,11 @@ def _raise_on(code: int, library: ctypes.CDLL, cuda: bool) -> None:
 
 
 def _forward(
-    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> Tensor:
     arguments = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     _check(*arguments)
@@ -193,7 +206,11 @@ def _twin_backward(*arguments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fake_forward(
-    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> Tensor:
     return value.new_empty(value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
 
@@ -227,9 +244,7 @@ for _key in ("CPU", "CUDA"):
     _LIBRARY.impl("ms_deform_attn_backward", _backward, _key)
 torch.library.register_fake("grounding_dino::ms_deform_attn", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("grounding_dino::ms_deform_attn_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd(
-    "grounding_dino::ms_deform_attn", _autograd, setup_context=_setup_context, lib=_LIBRARY
-)
+torch.library.register_autograd("grounding_dino::ms_deform_attn", _autograd, setup_context=_setup_context, lib=_LIBRARY)
 
 
 def _operator_fits(value: Tensor) -> bool:

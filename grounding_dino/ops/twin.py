@@ -11,7 +11,7 @@ _OUTSIDE = 10.0
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision in which locations, weights and sums are held for values of `dtype`: float64 for float64, else float32."""
+    """Precision of locations, weights and sums for values of `dtype`: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
