@@ -12,13 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from detectron2.structures import Boxes, Instances
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
-
 from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.model_zoo import build_model, load_cfg, resolve_device
 from grounding_dino.pictures import RgbArray, read_picture
@@ -26,6 +19,13 @@ from grounding_dino.structures import Predictions, Prompt
 from grounding_dino.text.phrases import decode_phrases, phrases_to_categories
 from grounding_dino.text.prompt import build_caption_prompt, preprocess_caption
 from grounding_dino.text.tokenizer import WordPieceTokenizer
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import supervision
@@ -108,11 +108,12 @@ def predict(
     if device is not None:
         model = model.to(resolve_device(device))
     prompt, predictions = _run(model, image, caption)
+    encoder: Any = model.text_encoder
     return select_detections(
         predictions.pred_logits,
         predictions.pred_boxes,
         prompt,
-        model.text_encoder.tokenizer,
+        encoder.tokenizer,
         box_threshold,
         text_threshold,
         remove_combined,

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grounding_dino.config import add_grounding_dino_config
+
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
-
-from grounding_dino.config import add_grounding_dino_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,9 +164,9 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
         weights: a checkpoint of any origin (file, folder or URL); None takes MODEL.WEIGHTS, and where that is
             empty too, the weights stay random.
     """
-    from detectron2.modeling import build_model as build
-
     import grounding_dino.modeling  # noqa: F401  # fills the registries
+
+    from detectron2.modeling import build_model as build
 
     cfg = cfg.clone()
     cfg.defrost()

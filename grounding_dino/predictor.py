@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
+from grounding_dino.pictures import IMAGE_FORMATS, RgbArray, to_rgb
+from grounding_dino.text.phrases import decode_phrases
+from grounding_dino.text.prompt import build_caption_prompt
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
-
-from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
-from grounding_dino.pictures import IMAGE_FORMATS, RgbArray, to_rgb
-from grounding_dino.text.phrases import decode_phrases
-from grounding_dino.text.prompt import build_caption_prompt
 
 BOX_THRESHOLD = 0.35
 TEXT_THRESHOLD = 0.25
@@ -135,7 +135,7 @@ class GroundingPredictor:
         return {"image": tensor, "height": height, "width": width}
 
     def _name_phrases(self, found: Instances, caption: str, text_threshold: float) -> Instances:
-        encoder = self.model.text_encoder
+        encoder: Any = self.model.text_encoder
         prompt = build_caption_prompt(caption, encoder.tokenizer, encoder.max_tokens)
         phrases = decode_phrases(found.token_logits, prompt, encoder.tokenizer, text_threshold)
         found.remove("token_logits")

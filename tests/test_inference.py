@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import grounding_dino  # noqa: F401  # isort: skip
-
 import builtins
 import json
 from pathlib import Path
-
-import numpy as np
-import pytest
-import torch
-from PIL import Image
 
 from grounding_dino.inference import (
     Model,
@@ -28,6 +21,11 @@ from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.model_zoo import build_model, load_cfg
 from grounding_dino.text.prompt import build_caption_prompt
 from grounding_dino.text.tokenizer import build_tokenizer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
 
 REFERENCE = Path(__file__).parent / "reference" / "grounding_dino"
 RESIZE = json.loads((REFERENCE / "resize_sizes.json").read_text())

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import grounding_dino  # noqa: F401  # isort: skip
-
 from pathlib import Path
+
+from grounding_dino.model_zoo import load_cfg
+from grounding_dino.predictor import GroundingPredictor, Labels, load_predictor
 
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Instances
 from PIL import Image
-
-from grounding_dino.model_zoo import (
-    build_model,
-    find_weights,
-    get_cfg,
-    get_config_file,
-    list_configs,
-    load_cfg,
-    resolve_device,
-)
-from grounding_dino.predictor import GroundingPredictor, Labels, load_predictor
 
 TINY = [
     "MODEL.DEVICE", "cpu",
@@ -263,43 +253,6 @@ def test_labels_are_a_list():
 # Models by name
 
 
-def test_configurations_by_name(tmp_path):
-    assert "shapes_tiny" in list_configs() and "swin_t_ogc" in list_configs()
-    path = get_config_file("swin_t_ogc")
-    assert path == get_config_file("grounding_dino/swin_t_ogc.yaml") == get_config_file(path)
-    assert path == get_config_file("groundingdino/config/GroundingDINO_SwinT_OGC.py")
-    with pytest.raises(FileNotFoundError, match="swin_t_ogc"):
-        get_config_file("swin_t_ogx")
-    with pytest.raises(ValueError, match="not executed"):
-        get_config_file("my_config.py")
-    (tmp_path / "own.yaml").write_text(f"_BASE_: {path}\nINPUT:\n  MIN_SIZE_TEST: 77\n")
-    assert load_cfg(tmp_path / "own.yaml").INPUT.MIN_SIZE_TEST == 77
-
-
-def test_get_cfg_has_both_projects_keys():
-    cfg = get_cfg()
-    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedDINO" and cfg.DATALOADER.NUM_WORKERS == 4
-    copy = load_cfg(cfg, ["MODEL.EMBED_DIM", 32])
-    assert copy.MODEL.EMBED_DIM == 32 and cfg.MODEL.EMBED_DIM == 256
-
-
-def test_device_without_a_flag(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device(None) == resolve_device("cpu") == resolve_device("cuda", fallback=True) == "cpu"
-    with pytest.raises(ValueError, match="no CUDA device"):
-        resolve_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device(None) == "cuda"
-
-
-def test_missing_weights_are_a_sentence(monkeypatch):
-    cfg = get_cfg()
-    with pytest.raises(FileNotFoundError, match="no weights are known"):
-        find_weights(cfg, "no_such_model")
-    cfg.MODEL.RELEASE.URL = "https://example.com/a.pth"
-    assert find_weights(cfg, "no_such_model") == "https://example.com/a.pth"
-
-
 def test_load_predictor_from_a_checkpoint(predictor, picture, tmp_path):
     from safetensors.torch import save_model
 
@@ -319,11 +272,6 @@ def test_an_existing_model_can_be_wrapped(predictor, picture):
 def test_channel_order_of_the_model(predictor, picture):
     swapped = GroundingPredictor(model=predictor.model, min_size=64, max_size=96, input_format="BGR")
     assert torch.equal(swapped.prepare(picture)["image"], predictor.prepare(picture)["image"].flip(0))
-
-
-def test_build_model_evaluates(predictor):
-    model = build_model(load_cfg("shapes_tiny", TINY))
-    assert not model.training
 
 
 def test_unknown_checkpoint_file_is_named(tmp_path):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from grounding_dino.cli.tables import format_table
 
 if TYPE_CHECKING:
-    from detectron2.structures import Instances
-
     from grounding_dino.predictor import GroundingPredictor
+
+    from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -275,9 +275,9 @@ def run_batch(
 
 def draw_to(target: Path, picture: Any, found: Instances) -> None:
     """Write the picture with its detections; formats that Pillow cannot write become .png."""
-    from PIL import Image
-
     from grounding_dino.visualization import draw_detections
+
+    from PIL import Image
 
     target.parent.mkdir(parents=True, exist_ok=True)
     drawn = Image.fromarray(draw_detections(picture, found))

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.cli.demo import detection_records
+from grounding_dino.predictor import GroundingPredictor
+from grounding_dino.visualization import draw_detections
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
-
-from grounding_dino.cli.demo import detection_records
-from grounding_dino.predictor import GroundingPredictor
-from grounding_dino.visualization import draw_detections
 
 WINDOW = "detections"
 CAMERA_FRAMES_PER_SECOND = 15.0  # where the camera does not say

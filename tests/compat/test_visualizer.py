@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import grounding_dino  # noqa: F401  # isort: skip
+import grounding_dino  # noqa: F401
 
 import numpy as np
 import pytest

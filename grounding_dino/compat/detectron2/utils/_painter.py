@@ -36,7 +36,8 @@ class VisImage:
         canvas = np.ascontiguousarray(np.asarray(img).clip(0, 255).astype(np.uint8))
         if self.scale != 1.0:
             size = (max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale)))
-            canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR)
+            interpolation = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
+            canvas = np.asarray(cv2.resize(canvas, size, interpolation=interpolation), dtype=np.uint8)
         self.canvas: NDArray[np.uint8] = canvas if canvas is not img else canvas.copy()
 
     def get_image(self) -> NDArray[np.uint8]:
@@ -202,7 +203,9 @@ class Painter:
         if not text.strip():
             return
         fitted, font, padding = self._fit(text, None)
-        corner = self._layout.place(_drawing.measure(fitted, font, padding), np.asarray(box) * self.output.scale)
+        corner = self._layout.place(
+            _drawing.measure(fitted, font, padding), [float(v) * self.output.scale for v in box]
+        )
         _drawing.paint_label(self.output.canvas, fitted, corner, font, padding, (_drawing.contrasting(color), color))
 
 
@@ -211,9 +214,8 @@ def _clamp(value: float, highest: int) -> int:
 
 
 def _centre_of(mask: NDArray[Any]) -> tuple[float, float, float, float]:
-    """A point well inside the largest part of a mask, as an empty box: where its label goes."""
-    _, _, stats, centroids = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask, dtype=np.uint8), 8)
-    if len(stats) < 2:
-        return 0.0, 0.0, 0.0, 0.0
-    x, y = centroids[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
-    return float(x), float(y), float(x), float(y)
+    """The point of a mask farthest from its border, as an empty box: where its label goes."""
+    padded = np.pad(mask.astype(np.uint8), 1)  # the picture's edge is a border too
+    distance = np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 3))
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return float(x) - 0.5, float(y) - 0.5, float(x) - 0.5, float(y) - 0.5

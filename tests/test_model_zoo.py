@@ -1,0 +1,75 @@
+"""Configurations by name, their weights, and the device."""
+
+from __future__ import annotations
+
+from grounding_dino.model_zoo import (
+    AUTHORS_CONFIGS,
+    build_model,
+    find_weights,
+    get_cfg,
+    get_config_file,
+    list_configs,
+    load_cfg,
+    resolve_device,
+)
+
+import pytest
+import torch
+
+
+def test_configurations_by_name(tmp_path):
+    assert "shapes_tiny" in list_configs() and "swin_t_ogc" in list_configs()
+    path = get_config_file("swin_t_ogc")
+    assert path == get_config_file("grounding_dino/swin_t_ogc.yaml") == get_config_file(path)
+    assert path == get_config_file("groundingdino/config/GroundingDINO_SwinT_OGC.py")
+    with pytest.raises(FileNotFoundError, match="swin_t_ogc"):
+        get_config_file("swin_t_ogx")
+    with pytest.raises(ValueError, match="not executed"):
+        get_config_file("my_config.py")
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {path}\nINPUT:\n  MIN_SIZE_TEST: 77\n")
+    assert load_cfg(tmp_path / "own.yaml").INPUT.MIN_SIZE_TEST == 77
+
+
+def test_get_cfg_has_both_projects_keys():
+    cfg = get_cfg()
+    assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedDINO" and cfg.DATALOADER.NUM_WORKERS == 4
+    copy = load_cfg(cfg, ["MODEL.EMBED_DIM", 32])
+    assert copy.MODEL.EMBED_DIM == 32 and cfg.MODEL.EMBED_DIM == 256
+
+
+def test_device_without_a_flag(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device(None) == resolve_device("cpu") == resolve_device("cuda", fallback=True) == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(None) == "cuda"
+
+
+def test_missing_weights_are_a_sentence(monkeypatch):
+    cfg = get_cfg()
+    with pytest.raises(FileNotFoundError, match="no weights are known"):
+        find_weights(cfg, "no_such_model")
+    cfg.MODEL.RELEASE.URL = "https://example.com/a.pth"
+    assert find_weights(cfg, "no_such_model") == "https://example.com/a.pth"
+
+
+def test_shipped_weights_come_before_released_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr("grounding_dino.model_zoo.ASSETS", tmp_path)
+    (tmp_path / "small.safetensors").touch()
+    cfg = get_cfg()
+    cfg.MODEL.RELEASE.URL = "https://example.com/a.pth"
+    assert find_weights(cfg, "configs/small.yaml") == str(tmp_path / "small.safetensors")
+    cfg.MODEL.WEIGHTS = "own.pth"
+    assert find_weights(cfg, "small") == "own.pth"
+
+
+def test_a_built_model_evaluates_on_a_machine_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = build_model(load_cfg("shapes_tiny", ["MODEL.DEVICE", "cuda", "MODEL.TEXT_ENCODER.NUM_LAYERS", 1]))
+    assert not model.training and model.device.type == "cpu"
+
+
+def test_the_authors_configurations_are_known():
+    assert set(AUTHORS_CONFIGS.values()) <= set(list_configs())
+    assert get_config_file("x/GroundingDINO_SwinB.cfg.py").endswith("swin_b_cogcoor.yaml")
