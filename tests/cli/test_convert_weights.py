@@ -1,0 +1,69 @@
+"""The conversion command: round trips of files, and its errors."""
+
+import grounding_dino  # noqa: F401  # makes detectron2 importable
+from grounding_dino.cli.convert_weights import main
+
+import pytest
+import torch
+
+SHAPES = {
+    "transformer.level_embed": (4, 32),
+    "transformer.encoder.fusion_layers.0.gamma_v": (32,),
+    "transformer.decoder.layers.0.norm1.weight": (32,),
+    "transformer.decoder.layers.0.self_attn.in_proj_weight": (96, 32),
+    "transformer.decoder.bbox_embed.0.layers.0.bias": (32,),
+    "bbox_embed.0.layers.0.bias": (32,),
+    "bert.embeddings.word_embeddings.weight": (5, 8),
+    "bert.pooler.dense.bias": (8,),
+    "feat_map.bias": (32,),
+    **{f"input_proj.{level}.0.bias": (32,) for level in range(4)},
+    "transformer.enc_output.bias": (32,),
+    "backbone.0.layers.0.downsample.reduction.weight": (8, 16),
+    "backbone.0.layers.0.blocks.0.attn.relative_position_index": (4,),
+    "label_enc.weight": (3, 32),
+}
+
+
+@pytest.fixture
+def authors_file(tmp_path):
+    tensors = {f"module.{name}": torch.randn(shape) for name, shape in SHAPES.items()}
+    tensors["module.bbox_embed.0.layers.0.bias"] = tensors["module.transformer.decoder.bbox_embed.0.layers.0.bias"]
+    tensors["module.backbone.0.layers.0.blocks.0.attn.relative_position_index"] = torch.arange(4)
+    torch.save({"model": tensors}, tmp_path / "authors.pth")
+    return tmp_path / "authors.pth", tensors
+
+
+@pytest.mark.parametrize("way", [["ours"], ["ours.safetensors"], ["mmdet"], ["mmdet", "ours", "mmdet"]])
+def test_round_trips_are_exact(tmp_path, authors_file, way, capsys):
+    path, tensors = authors_file
+    for step, name in enumerate([*way, "official"]):
+        to, _, suffix = name.partition(".")
+        output = tmp_path / f"step{step}.{suffix or 'pth'}"
+        assert main(["--to", to, str(path), str(output)]) == 0
+        path = output
+    content = torch.load(path, weights_only=True)
+    assert content.keys() == {"model"}
+    assert content["model"].keys() == tensors.keys()
+    assert all(torch.equal(content["model"][name], value) for name, value in tensors.items())
+    assert "(official) ->" in capsys.readouterr().out
+
+
+def test_half(tmp_path, authors_file):
+    path, tensors = authors_file
+    assert main(["--to", "ours", "--half", str(path), str(tmp_path / "half.pth")]) == 0
+    model = torch.load(tmp_path / "half.pth", weights_only=True)["model"]
+    assert all(tensor.dtype == torch.float16 for tensor in model.values())
+
+
+def test_errors_are_sentences(tmp_path, authors_file, capsys):
+    path, tensors = authors_file
+    assert main(["--to", "official", str(tmp_path / "none.pth"), str(tmp_path / "out.pth")]) == 1
+    assert "there is no checkpoint at" in capsys.readouterr().err
+    assert main(["--to", "official", str(path), str(tmp_path / "out.bin")]) == 1
+    assert "should end in .pth" in capsys.readouterr().err
+    assert main(["--to", "mmdet", str(path), str(tmp_path / "out.safetensors")]) == 1
+    assert "is a .pth file" in capsys.readouterr().err
+    torch.save({"model": {**tensors, "module.adapter.weight": torch.ones(1)}}, path)
+    assert main(["--to", "ours", str(path), str(tmp_path / "out.pth")]) == 1
+    assert "1 tensors of unknown names: adapter.weight" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
