@@ -21,6 +21,8 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "GROUNDING_DINO_CACHE"
+PACKAGE_PREFIX = "grounding_dino://"  # names files of this package: grounding_dino://assets/...
+_PACKAGE = Path(__file__).resolve().parents[1]
 _TIMEOUT = 30.0  # seconds without an answer
 _CHUNK = 1 << 20
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z]+$")  # as torch.hub and mmdet name files
@@ -39,12 +41,16 @@ def is_url(path: str) -> bool:
 def local_path(path_or_url: str | os.PathLike[str]) -> str:
     """The local file or folder for a path or URL; a URL is downloaded unless it is in the cache.
 
+    `grounding_dino://` names files of this package.
+
     Raises:
         CheckpointError: the file cannot be fetched, or is not what its name promises.
     """
     path = os.fspath(path_or_url)
     if is_url(path):
         return str(_download(path))
+    if path.startswith(PACKAGE_PREFIX):
+        return str(_PACKAGE / path[len(PACKAGE_PREFIX) :])
     if "://" in path:
         return str(PathManager.get_local_path(path))
     return os.path.expanduser(path)

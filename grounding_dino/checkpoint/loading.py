@@ -15,12 +15,14 @@ from grounding_dino.checkpoint.origins import LoadedCheckpoint, load_checkpoint
 from grounding_dino.checkpoint.rules import StateDict, collapse_heads, expand_heads
 from grounding_dino.checkpoint.tables.grounding_dino_official import BOX_HEADS, CLASS_HEADS
 
+import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 # Parameters that training alone uses: a checkpoint that has them loads into a model without.
 _TRAINING_ONLY = re.compile(r"denoising\.")
+_CLASS_HEAD = re.compile(rf"({re.escape(CLASS_HEADS)}\d+|query_selection\.class_head)\.")
 _FROM_CONFIG = re.compile(r"pixel_(mean|std)$")  # buffers whose values the configuration gives
 _LISTED = 8
 
@@ -87,9 +89,11 @@ def load_checkpoint_into(
 
 
 def fit_heads(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
-    """Bring heads that may be shared by the decoder layers to the number that the model has.
+    """Bring the heads to the form that the model has, without a change of what they compute.
 
     One head for all layers is repeated for a model with one a layer; equal heads become one for a model that shares it.
+    Class heads without parameters, the authors', get a learned scale of exp(0) where the model has one: so mmdet
+    fine-tunes Grounding DINO.
     """
     fitted = dict(state)
     for prefix in (BOX_HEADS, CLASS_HEADS):
@@ -98,6 +102,9 @@ def fit_heads(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> St
             fitted = collapse_heads(fitted, prefix)
         elif numbers:
             fitted = expand_heads(fitted, prefix, len(numbers))
+    if not any(_CLASS_HEAD.match(name) for name in fitted):
+        scales = [name for name in expected if _CLASS_HEAD.match(name) and name.endswith(".log_scale")]
+        fitted.update({name: torch.zeros(expected[name].shape) for name in scales})
     return fitted
 
 

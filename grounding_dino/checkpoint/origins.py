@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,10 @@ def _mmdet_table(num_layers: int, names: Iterable[str]) -> Table:
     convolutions = _indices(names, r"neck\.convs\.(\d+)\.")
     if convolutions:
         levels = len(convolutions) + len(_indices(names, r"neck\.extra_convs\.(\d+)\."))
-        return grounding_dino_mmdet.table(num_layers, len(convolutions), levels)
+        found = grounding_dino_mmdet.table(num_layers, len(convolutions), levels)
+        trained_there = any(name.startswith("dn_query_generator.") for name in names)
+        # mmdet's conversions of the authors' files have no denoising part
+        return found if trained_there else dataclasses.replace(found, absent=(r"denoising\.",))
     levels = len(_indices(names, r"input_projection\.(\d+)\."))
     inputs = len(_indices(names, r"backbone\.norms\.stage(\d)\.")) or min(3, levels)  # a ResNet gives its last three
     return grounding_dino_mmdet.table(num_layers, inputs, levels)

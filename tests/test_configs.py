@@ -1,0 +1,313 @@
+"""Every configuration loads, fits the released file it names, and says what was published; every recipe trains."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import grounding_dino  # noqa: F401  # makes detectron2 importable
+from grounding_dino.checkpoint.download import local_path
+from grounding_dino.checkpoint.loading import fit_heads
+from grounding_dino.checkpoint.origins import translate_checkpoint
+from grounding_dino.checkpoint.saving import save_checkpoint
+from grounding_dino.engine.optimizer import freeze_parameters, parameter_groups
+from grounding_dino.engine.trainer import Trainer
+from grounding_dino.model_zoo import PACKAGE, config_folders, list_configs, load_cfg
+from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
+
+import pytest
+import torch
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from torch import nn
+
+REFERENCE = Path(__file__).parent / "reference"
+FOLDER = config_folders()[0] / "grounding_dino"
+OFFICIAL = "grounding_dino/manifest_"
+MMDET = "mmdet/manifest_mmdet_"
+MM = f"{MMDET}mm_grounding_dino_"
+
+# configuration, names and shapes of a file that it loads, overrides
+FILES = [
+    ("swin_t_ogc", f"{OFFICIAL}swin_t_ogc", []),
+    ("swin_t_ogc", f"{MMDET}grounding_dino_swin-t_pretrain_obj365_goldg_cap4m", ["MODEL.DENOISING.NUM_LABELS", 80]),
+    ("swin_b_cogcoor", f"{OFFICIAL}swin_b_cogcoor", []),
+    ("swin_b_cogcoor", f"{MMDET}grounding_dino_swin-b_pretrain_mixeddata", []),
+    ("r50_scratch", f"{MMDET}grounding_dino_r50_scratch_8xb2_1x_coco", []),
+    ("mm_swin_t", f"{MM}swin-t_pretrain_obj365_goldg", []),
+    ("mm_swin_b", f"{MM}swin-b_pretrain_obj365_goldg_v3det", []),
+    ("mm_swin_l", f"{MM}swin-l_pretrain_all", []),
+    # what the fine-tunings start from
+    ("swin_t_finetune_coco", f"{OFFICIAL}swin_t_ogc", []),
+    ("swin_b_finetune_coco", f"{MMDET}grounding_dino_swin-b_pretrain_mixeddata", []),
+    ("mm_swin_t_finetune_coco", f"{MM}swin-t_pretrain_obj365_goldg", []),
+    ("one_class", f"{OFFICIAL}swin_t_ogc", []),
+]
+GROUNDING, MM_GROUNDING = "grounding_dino/grounding_dino_", "mm_grounding_dino/"
+RECIPES = {
+    "r50_scratch": f"{GROUNDING}r50_scratch_8xb2_1x_coco.py",
+    "swin_b_cogcoor": f"{GROUNDING}swin-b_pretrain_mixeddata.py",
+    "swin_t_finetune_coco": f"{GROUNDING}swin-t_finetune_16xb2_1x_coco.py",
+    "swin_b_finetune_coco": f"{GROUNDING}swin-b_finetune_16xb2_1x_coco.py",
+    "one_class": f"{GROUNDING}swin-t_finetune_8xb2_20e_cat.py",
+    "mm_swin_t": f"{MM_GROUNDING}grounding_dino_swin-t_pretrain_obj365_goldg_grit9m_v3det.py",
+    "mm_swin_b": f"{MM_GROUNDING}grounding_dino_swin-b_pretrain_all.py",
+    "mm_swin_l": f"{MM_GROUNDING}grounding_dino_swin-l_pretrain_all.py",
+    "mm_swin_t_finetune_coco": f"{MM_GROUNDING}coco/grounding_dino_swin-t_finetune_16xb4_1x_coco.py",
+}
+TRAINED = sorted(set(RECIPES) - {"swin_b_cogcoor"})
+COCO_TRAINED = [name for name in TRAINED if name == "r50_scratch" or name.endswith("_coco")]
+COCO_PICTURES = 118287
+SHIPPED = "grounding_dino://assets/shapes_tiny.safetensors"
+AUTHORS_T = "https://github.com/IDEA-Research/GroundingDINO/releases/download/v0.1.0-alpha/groundingdino_swint_ogc.pth"
+
+
+def read(path):
+    return json.loads((REFERENCE / f"{path}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    return read("mmdet/recipes")
+
+
+def leaves():
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base-"))
+
+
+@pytest.fixture
+def weightless(monkeypatch):
+    """Parameters have shapes but no memory, so that the largest model is built in a moment."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module, name, parameter):
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    monkeypatch.setattr(nn.Module, "register_parameter", on_meta)
+
+
+@pytest.mark.parametrize("name", leaves())
+def test_leaf_is_short_and_says_what_is_published(name):
+    cfg = load_cfg(name)  # refuses unknown keys
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert text.startswith("#")
+    if name != "shapes_tiny":  # defines a model of its own
+        assert len(text.splitlines()) <= 20
+        assert "RELEASE" in text or cfg.MODEL.RELEASE.METRIC
+    assert name in list_configs()
+
+
+@pytest.mark.parametrize("name", leaves())
+def test_mappings_are_not_written_twice(name):
+    """YAML takes the last of two equal keys without a word."""
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    yaml.load((FOLDER / f"{name}.yaml").read_text(), Strict)
+
+
+@pytest.mark.parametrize("name", [*leaves(), "Base-MMDet", "Base-MM"])
+def test_every_address_is_in_the_sources(name, recipes):
+    known = {recipe[key] for recipe in recipes.values() if isinstance(recipe, dict) for key in ("url", "init_from")}
+    known |= {"", SHIPPED, AUTHORS_T}
+    cfg = load_cfg(FOLDER / f"{name}.yaml")
+    assert {cfg.MODEL.RELEASE.URL, cfg.MODEL.WEIGHTS} <= known
+
+
+@pytest.mark.usefixtures("weightless")
+@pytest.mark.parametrize(("name", "manifest", "opts"), FILES)
+def test_released_names_and_shapes(name, manifest, opts):
+    expected = GeneralizedDINO(load_cfg(name, opts)).state_dict()
+    tensors = {key: torch.zeros(()).expand(shape) for key, shape in read(manifest).items()}
+    checkpoint = translate_checkpoint({"model": tensors}, manifest)
+    state = fit_heads(checkpoint.state, expected)
+    assert not checkpoint.unknown
+    if checkpoint.origin == "official":  # has no denoising part
+        expected = {key: value for key, value in expected.items() if not key.startswith("denoising.")}
+    assert {k: tuple(v.shape) for k, v in state.items()} == {k: tuple(v.shape) for k, v in expected.items()}
+
+
+def test_conversions_of_mmdet_may_lack_the_denoising_part():
+    tensors = {key: torch.zeros(()).expand(shape) for key, shape in read(FILES[1][1]).items()}
+    assert not translate_checkpoint({"state_dict": tensors}, "trained").absent
+    del tensors["dn_query_generator.label_embedding.weight"]
+    assert translate_checkpoint({"state_dict": tensors}, "converted").absent == (r"denoising\.",)
+
+
+@pytest.mark.usefixtures("weightless")
+def test_learned_scale_begins_at_one_only_without_class_heads():
+    expected = GeneralizedDINO(load_cfg("swin_t_finetune_coco")).state_dict()
+    scales = [f"transformer_decoder.class_heads.{i}.log_scale" for i in range(6)] + [
+        "query_selection.class_head.log_scale"
+    ]
+    fitted = fit_heads({}, expected)
+    assert sorted(fitted) == sorted(scales) and all(fitted[name] == 0 for name in scales)
+    biased = {f"transformer_decoder.class_heads.{i}.bias": torch.zeros(1) for i in range(6)}
+    assert fit_heads(biased, expected).keys() == biased.keys()  # of an unknown scale: missing ones are an error
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_model_of_the_recipe(name, recipes):
+    model, recipe = load_cfg(name).MODEL, recipes[RECIPES[name]]
+    if name != "one_class":  # starts from and stays the authors' model
+        assert recipe["url"] == (model.RELEASE.URL or None)
+        assert f"AP {min(recipe['published_metric'].values())}" in model.RELEASE.METRIC or name == "swin_b_cogcoor"
+        scale, bias = {"auto": "sqrt_dim", None: "none", 0.0: "learned"}[recipe["logit_scale"]], recipe["logit_bias"]
+        assert (model.CLASS_HEAD.SCALE, model.CLASS_HEAD.BIAS_ON) == (scale, bias)
+        assert model.TRANSFORMER_DECODER.BOX_EPS == (1e-3 if name == "swin_b_cogcoor" else 1e-5)
+    assert model.TRANSFORMER_DECODER.REFERENCE_EPS == 1e-3
+    assert model.DENOISING.NUM_LABELS == recipe["denoising"]["num_label_embeddings"]
+    assert model.PIXEL_DECODER.NUM_FEATURE_LEVELS == recipe["num_feature_levels"]
+    assert model.QUERY_SELECTION.NUM_QUERIES == recipe["num_queries"]
+    if model.BACKBONE.NAME == "SwinTransformer":
+        keys = ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE", "DROP_PATH_RATE")
+        theirs = ("embed_dims", "depths", "num_heads", "window_size", "drop_path_rate")
+        assert [model.SWIN[key] for key in keys] == [recipe["backbone"][key] for key in theirs]
+    else:
+        assert model.BACKBONE.FREEZE_AT == recipe["frozen"]["backbone_stages"] + 1  # ours counts the stem
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_solver_of_the_recipe(name, recipes):
+    cfg, recipe = load_cfg(name), recipes[RECIPES[name]]
+    solver, schedule = cfg.SOLVER, recipe["schedule"]
+    assert solver.IMS_PER_BATCH == recipe["base_batch_size"]
+    assert (solver.OPTIMIZER, solver.BASE_LR) == ("ADAMW", recipe["optimizer"]["lr"])
+    assert {solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM} == {recipe["optimizer"]["weight_decay"]}
+    assert solver.CLIP_GRADIENTS.CLIP_VALUE == recipe["grad_clip"]["max_norm"]
+    assert solver.GAMMA == schedule[-1]["gamma"]
+    assert solver.AMP.ENABLED == (recipe["mixed_precision"] == "AMP")
+    assert solver.WARMUP_ITERS == (schedule[0]["end"] if recipe["warm_up"] else 0)
+    if recipe["warm_up"]:
+        assert solver.WARMUP_FACTOR == schedule[0]["start_factor"]
+    epoch = math.ceil(COCO_PICTURES / solver.IMS_PER_BATCH) if name in COCO_TRAINED else None
+    epoch = {"one_class": 9, "mm_swin_t": 10000}.get(name, epoch or 1)  # 1: given in iterations
+    assert solver.MAX_ITER == epoch * next(iter(recipe["length"].values()))
+    assert list(solver.STEPS) == [epoch * milestone for milestone in schedule[-1]["milestones"]]
+    sampling = recipe["negative_sampling"]
+    negatives = -1 if isinstance(sampling, str) else sampling[0]["num_sample_negative"]
+    assert (cfg.INPUT.NUM_NEGATIVE_CATEGORIES, cfg.INPUT.CROP.ENABLED) == (negatives, True)
+
+
+@pytest.mark.usefixtures("weightless")
+@pytest.mark.parametrize("name", TRAINED)
+def test_learning_rates_of_the_recipe(name, recipes):
+    cfg = load_cfg(name)
+    model = GeneralizedDINO(cfg)
+    freeze_parameters(cfg, model)
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    ours = {"backbone": Counter(), "text_encoder.bert": Counter()}
+    for group in parameter_groups(cfg, model):
+        for parameter in group["params"]:
+            part = next((part for part in ours if names[id(parameter)].startswith(part)), None)
+            if part:
+                ours[part][f"{group['lr']:g}", group["weight_decay"]] += 1
+    theirs = {"backbone": Counter(), "language_model": Counter()}
+    for group in recipes[RECIPES[name]]["resolved_groups"]:
+        for part in theirs:
+            if group["lr"] and part in group["tensors"]:
+                theirs[part][f"{group['lr']:g}", group["weight_decay"]] += group["tensors"][part]
+    assert list(ours.values()) == list(theirs.values())
+
+
+def test_files_of_the_package_are_found():
+    assert local_path(SHIPPED) == str(PACKAGE / "assets" / "shapes_tiny.safetensors")
+
+
+# --- every fine-tuning takes a step, in small ---
+
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.EMBED_DIM": 64,
+    "MODEL.SWIN.EMBED_DIM": 8,
+    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+    "MODEL.SWIN.NUM_HEADS": [1, 1, 2, 2],
+    "MODEL.SWIN.WINDOW_SIZE": 4,
+    "MODEL.TEXT_ENCODER.HIDDEN_SIZE": 16,
+    "MODEL.TEXT_ENCODER.NUM_LAYERS": 1,
+    "MODEL.TEXT_ENCODER.NUM_HEADS": 2,
+    "MODEL.TEXT_ENCODER.FFN_DIM": 16,
+    "MODEL.PIXEL_DECODER.NUM_LAYERS": 1,
+    "MODEL.PIXEL_DECODER.FFN_DIM": 16,
+    "MODEL.PIXEL_DECODER.TEXT_FUSION.EMBED_DIM": 16,
+    "MODEL.PIXEL_DECODER.TEXT_LAYER.FFN_DIM": 16,
+    "MODEL.TRANSFORMER_DECODER.NUM_LAYERS": 2,
+    "MODEL.TRANSFORMER_DECODER.FFN_DIM": 16,
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.CROP.ENABLED": False,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+STARTS = {
+    "swin_t_finetune_coco": ("swin_t_ogc", "official"),
+    "swin_b_finetune_coco": ("swin_b_cogcoor", "official"),
+    "mm_swin_t_finetune_coco": ("mm_swin_t", "mmdet"),
+    "one_class": ("swin_t_ogc", "official"),
+    "shapes_tiny_finetune": ("shapes_tiny", "ours"),
+    "shapes_tiny_one_class": ("shapes_tiny", "ours"),
+}
+
+
+def options(values):
+    return [item for pair in values.items() for item in pair]
+
+
+@pytest.fixture
+def one_picture(tmp_path):
+    """A `--dataset` argument for one 64 x 64 picture with one box; its names are forgotten afterwards."""
+    before = set(DatasetCatalog)
+    Image.new("RGB", (64, 64), (90, 120, 30)).save(tmp_path / "0.png")
+    content = {
+        "images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [8, 8, 32, 24], "area": 768, "iscrowd": 0}],
+        "categories": [{"id": 7, "name": "cat"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    yield f"one_picture={tmp_path / 'boxes.json'}:{tmp_path}"
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_fine_tuning_starts_from_the_published_form_and_trains(name, one_picture, tmp_path):
+    torch.manual_seed(0)
+    base, origin = STARTS[name]
+    start = str(tmp_path / "start.pth")
+    # the authors' files and mmdet's conversions have no denoising part, ours do
+    denoising = {"MODEL.DENOISING.ENABLED_ON": origin == "ours"}
+    state = GeneralizedDINO(load_cfg(base, options({**SMALL, **denoising}))).state_dict()
+    save_checkpoint(start, state, to=origin)
+    run = {
+        "MODEL.WEIGHTS": start,
+        "DATASETS.EXTRA": [one_picture],
+        "DATASETS.TRAIN": ["one_picture"],
+        "DATASETS.TEST": ["one_picture"],
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.STEPS": [],
+        "SOLVER.MAX_ITER": 1,
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    cfg = load_cfg(name, options({**SMALL, **run}))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    text_before = {k: v.clone() for k, v in trainer.model.text_encoder.bert.state_dict().items()}
+    trainer.train()
+    trained = trainer.model.state_dict()
+    moved = [key for key, value in state.items() if key in trained and value.shape == trained[key].shape]
+    assert any(not torch.equal(state[key], trained[key]) for key in moved if key.startswith("transformer_decoder."))
+    assert cfg.SOLVER.BEST_CHECKPOINT_METRIC == "" or (tmp_path / "out" / "model_best.pth").is_file()
+    if cfg.MODEL.TEXT_ENCODER.FREEZE_ON:
+        after = trainer.model.text_encoder.bert.state_dict()
+        assert all(torch.equal(value, after[key]) for key, value in text_before.items())
