@@ -87,10 +87,13 @@ class DINODecoder(nn.Module):
         class_heads: list[nn.Module],
         reference_eps: float,
         box_eps: float,
+        padded_positions: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
+        """`padded_positions`: embed boxes relative to the padded batch also at inference, as the published code does."""
         super().__init__()
         self.embed_dim = embed_dim
+        self.padded_positions = padded_positions
         self.reference_eps = reference_eps
         self.box_eps = box_eps
         self.activation_checkpointing = activation_checkpointing
@@ -123,6 +126,7 @@ class DINODecoder(nn.Module):
             "class_heads": [build_class_head(cfg) for _ in layers],
             "reference_eps": decoder.REFERENCE_EPS,
             "box_eps": decoder.BOX_EPS,
+            "padded_positions": cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
             "activation_checkpointing": decoder.ACTIVATION_CHECKPOINTING_ON,
         }
 
@@ -153,7 +157,11 @@ class DINODecoder(nn.Module):
         states, references = [], [reference]
         for i, layer in enumerate(self.layers):
             level_references = reference.detach()[:, :, None] * ratios  # (B, Q, L, 4)
-            embedding = box_position_embedding(level_references[:, :, 0], self.embed_dim // 2)
+            # relative to the picture itself, a box has the same position in every batch
+            padded = self.training or self.padded_positions
+            embedding = box_position_embedding(
+                level_references[:, :, 0] if padded else reference.detach(), self.embed_dim // 2
+            )
             position = self.reference_head(embedding.to(content.dtype))
             inputs = (content, position, level_references, memory, text, attention_mask, padding_mask)
             if self.activation_checkpointing and self.training:
