@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -311,3 +312,12 @@ def test_fine_tuning_starts_from_the_published_form_and_trains(name, one_picture
     if cfg.MODEL.TEXT_ENCODER.FREEZE_ON:
         after = trainer.model.text_encoder.bert.state_dict()
         assert all(torch.equal(value, after[key]) for key, value in text_before.items())
+
+
+def test_the_zoo_names_only_known_addresses_and_every_configuration(recipes):
+    zoo = (FOLDER.parents[1] / "MODEL_ZOO.md").read_text()
+    known = {recipe["url"] for recipe in recipes.values() if isinstance(recipe, dict)} | {AUTHORS_T}
+    addresses = set(re.findall(r"https://\S+\.pth", zoo))
+    assert addresses <= known
+    assert {load_cfg(name).MODEL.RELEASE.URL for name in leaves()} - {""} <= addresses
+    assert all(f"`{name}`" in zoo for name in leaves())
