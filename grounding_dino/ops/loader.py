@@ -143,7 +143,7 @@ def _compile(commands: Sequence[Sequence[str]], target: Path) -> None:
                 subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=True, cwd=folder)
                 ctypes.CDLL(str(output))
             except subprocess.CalledProcessError as error:
-                errors.append((error.stderr or error.stdout or "").strip()[-2000:])
+                errors.append((error.stderr or error.stdout or "").strip()[:2000])
             except (OSError, subprocess.SubprocessError) as error:
                 errors.append(str(error))
             else:

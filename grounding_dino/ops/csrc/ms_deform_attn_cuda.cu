@@ -3,7 +3,7 @@
 // A plain C interface (pointers, sizes, strides, a stream) without torch headers. The host never waits and never looks
 // at the levels: a level that would leave the values counts as outside, so nothing out of bounds is read or written.
 //
-// kGroup neighbouring threads share a (picture, query, head); each holds kWidth channels at a time, so that a row is
+// kGroup neighbouring threads share a (picture, query, head); each holds W channels at a time, so that a row is
 // read in one coalesced piece. Backward adds up the gradient of the values with atomics, in fp32: its last bits depend
 // on the order in which they arrive.
 
@@ -22,6 +22,11 @@ namespace {
 
 constexpr int kGroup = 8;
 constexpr int kBlock = 256;
+#if __CUDA_ARCH__ >= 900
+constexpr bool kVectorAtomics = true;  // atomicAdd of four floats
+#else
+constexpr bool kVectorAtomics = false;
+#endif
 
 struct Problem {
   int64_t batch, tokens, heads, channels, queries, levels, points;
@@ -63,12 +68,7 @@ __device__ inline void store(const float* in, T* p) {
 
 template <int W>
 __device__ inline void add(float* p, const float* x) {
-#if __CUDA_ARCH__ >= 900
-  constexpr bool kWhole = W == 4;
-#else
-  constexpr bool kWhole = false;
-#endif
-  if constexpr (kWhole) {
+  if constexpr (W == 4 && kVectorAtomics) {
     atomicAdd(reinterpret_cast<float4*>(p), make_float4(x[0], x[1], x[2], x[3]));
   } else {
 #pragma unroll
