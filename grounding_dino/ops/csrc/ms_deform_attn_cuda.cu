@@ -22,11 +22,6 @@ namespace {
 
 constexpr int kGroup = 8;
 constexpr int kBlock = 256;
-#if __CUDA_ARCH__ >= 900
-constexpr bool kVectorAtomics = true;  // atomicAdd of four floats
-#else
-constexpr bool kVectorAtomics = false;
-#endif
 
 struct Problem {
   int64_t batch, tokens, heads, channels, queries, levels, points;
@@ -68,9 +63,12 @@ __device__ inline void store(const float* in, T* p) {
 
 template <int W>
 __device__ inline void add(float* p, const float* x) {
-  if constexpr (W == 4 && kVectorAtomics) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (W == 4) {
     atomicAdd(reinterpret_cast<float4*>(p), make_float4(x[0], x[1], x[2], x[3]));
-  } else {
+  } else
+#endif
+  {
 #pragma unroll
     for (int i = 0; i < W; ++i) atomicAdd(p + i, x[i]);
   }
