@@ -1,25 +1,48 @@
-# make demo | make test | make test-slow: each sets up what it needs, once, in .venv
+# make demo | make test | make test-slow | make doctor: each first sets up, once, what it needs in .venv
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-THREADS ?= $(shell nproc 2>/dev/null || echo 2)
-# make test DETECTRON2=/path/to/a/checkout runs on upstream Detectron2
-export PYTHONPATH := $(if $(DETECTRON2),$(DETECTRON2):$(PYTHONPATH),$(PYTHONPATH))
 
-.PHONY: setup demo test test-slow lint doctor clean
+INPUT ?= demo/pictures
+OUTPUT ?= output/demo
+TEXT ?= blue star . black star . pink star . red cross . purple circle . brown ring . white diamond . orange ring . \
+	red ring . red triangle . black triangle . blue heart . purple cross . white ring . orange diamond . \
+	orange crescent . purple star . red star . orange circle . purple crescent .
+ARGS ?=
+
+VERSION_CHECK := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	"Python %d.%d is not supported, 3.10 to 3.13 are: name another one, as in make demo PYTHON=python3.12" % v)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint doctor clean
+
+help:
+	@echo "make demo        detect in demo/pictures; table on the screen, pictures in output/demo"
+	@echo "                 make demo INPUT=folder OUTPUT=folder TEXT='red circle . blue star .'"
+	@echo "make test        linter, types and fast tests; make test ARGS='-k prompt' for some of them"
+	@echo "make test-slow   the tests that take long"
+	@echo "                 make test DETECTRON2=/path/to/checkout: on upstream Detectron2"
+	@echo "make doctor      what is installed, and the first thing to fix"
+	@echo "make clean       remove .venv and everything built"
+	@echo "PYTHON=python3.12 chooses the interpreter for .venv"
 
 setup: $(READY)
 
+# The stamp is made last, so whatever was interrupted is taken up again by the next call.
 $(READY): pyproject.toml setup.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e ".[dev]"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || { \
+		command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): make demo PYTHON=... names another"; exit 1; }; \
+		$(PYTHON) -c '$(VERSION_CHECK)' || exit 1; \
+		$(PYTHON) -m venv --clear $(VENV) || { echo "no virtual environment: apt-get install python3-venv?"; exit 1; }; }
+	@$(BIN)/python -c '$(VERSION_CHECK)'
+	$(BIN)/python -m pip install --quiet --upgrade pip || true
+	$(BIN)/python -m pip install --editable ".[dev]"
 	$(BIN)/python -m grounding_dino.ops.build
-	touch $@
+	@touch $@
 
 demo: $(READY)
-	$(BIN)/python demo/demo.py --input demo/pictures --output output/demo
+	$(BIN)/python demo/demo.py --input $(INPUT) --output $(OUTPUT) --text "$(TEXT)" $(ARGS)
 
 doctor: $(READY)
 	$(BIN)/python tools/doctor.py
@@ -29,11 +52,23 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy grounding_dino
 
-test: lint
-	$(BIN)/python -m pytest -m "not slow"
+# Upstream comes before everything else on the path; what it imports and this project does not is installed beside it.
+ifdef DETECTRON2
+test test-slow: export PYTHONPATH := $(abspath $(DETECTRON2))$(if $(PYTHONPATH),:$(PYTHONPATH))
+UPSTREAM := upstream
+endif
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+.PHONY: upstream
+upstream: $(READY)
+	@test -f "$(DETECTRON2)/detectron2/__init__.py" || { echo "$(DETECTRON2) is not a checkout of Detectron2"; exit 1; }
+	@$(BIN)/python -c "import cloudpickle, hydra, matplotlib, omegaconf" 2>/dev/null || \
+		$(BIN)/python -m pip install cloudpickle hydra-core matplotlib omegaconf
+
+test: lint $(UPSTREAM)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) $(UPSTREAM)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info output
