@@ -1,0 +1,186 @@
+"""`tools/gpu_check.py`: whether the CUDA kernels, the model and its training work on this machine's GPU."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from grounding_dino.cli.benchmark import DTYPES, deformable_attention_inputs, measure_operator
+from grounding_dino.cli.tables import format_table
+from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
+
+import torch
+from torch import Tensor
+
+NO_GPU = 2  # exit code
+# Largest error of results of each dtype, as a share of the largest number: a few of its rounding steps.
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.6e-2}
+# Location gradients jump from cell to cell; where fp32 and fp64 place a point in different cells, they differ.
+JUMPS = 1e-4
+RESULTS = ("output", "value gradient", "location gradient", "weight gradient")
+# Picture, heads, channels, points: an encoder's, odd channels, wide rows, a picture of one cell a level.
+SHAPES = (((256, 320), 8, 32, 4), ((96, 128), 8, 16, 4), ((64, 96), 3, 7, 5), ((64, 64), 2, 128, 2), ((8, 8), 2, 32, 1))
+CATEGORIES = ("red circle", "blue square", "green triangle")
+SCORE_TOLERANCE = 5e-3
+TRAINING_STEPS = 8
+
+
+class Result(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    numbers: str
+    passed: bool
+
+
+def _results(function: Callable[..., Tensor], arguments: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+    leaves = [a.detach().clone().requires_grad_(a.is_floating_point()) for a in arguments]
+    output = function(*leaves)
+    gradients = torch.autograd.grad(output, [leaf for leaf in leaves if leaf.requires_grad], gradient.to(output.dtype))
+    return [output.detach(), *gradients]
+
+
+def check_operator(device: str, dtypes: Sequence[str]) -> Iterator[Result]:
+    """The kernels against the fp64 twin on the same (rounded) values, forward and backward, over several shapes."""
+    for name in dtypes:
+        worst = dict.fromkeys(RESULTS, 0.0)
+        for size, heads, channels, points in SHAPES:
+            arguments = [a.to(device) for a in deformable_attention_inputs(size, heads, channels, points)]
+            arguments[0] = arguments[0].to(DTYPES[name])
+            exact = [a.double() if a.is_floating_point() else a for a in arguments]
+            gradient = torch.randn(*arguments[3].shape[:2], heads * channels, device=device).to(DTYPES[name])
+            ours = _results(ms_deform_attn, arguments, gradient)
+            twins = _results(ms_deform_attn_torch, exact, gradient)
+            for result, got, wanted in zip(RESULTS, ours, twins, strict=True):
+                worst[result] = max(worst[result], _error(got, wanted, jumps="location" in result))
+        for result, error in worst.items():
+            # Gradients of locations and weights are fp32 whatever the values are, but sum up products of them.
+            passed = error <= TOLERANCE[name] * (1 if result == "output" else 10)
+            yield Result(f"operator {name}, {result}", f"largest error {error:.1e} of the range", passed)
+
+
+def _error(got: Tensor, wanted: Tensor, jumps: bool) -> float:
+    """Largest difference as a share of the largest number; without the share of JUMPS where `jumps`."""
+    errors = (got.double() - wanted).abs().flatten() / wanted.abs().max().clamp_min(1e-30)
+    if jumps:
+        errors = errors.sort().values[: errors.numel() - int(JUMPS * errors.numel())]
+    return float("inf") if not errors.isfinite().all() else float(errors.max())
+
+
+def time_operator(device: str, dtypes: Sequence[str], repeats: int) -> Iterator[Result]:
+    """Times at 800x1333; no bar to pass."""
+    arguments = deformable_attention_inputs((800, 1333))
+    for record in measure_operator(arguments, dtypes, device, repeats):
+        twin, native = (record[key]["median"] * 1e3 for key in ("twin", "native"))
+        numbers = f"{native:.3f} ms, twin {twin:.3f} ms, {record['speedup']:.1f}x"
+        yield Result(f"time {record['dtype']} {record['direction']}, 800x1333", numbers, True)
+
+
+def _picture() -> Tensor:
+    """A grey picture with a red disc, a blue square and some noise; (3, 256, 320) uint8."""
+    y, x = torch.meshgrid(torch.arange(256), torch.arange(320), indexing="ij")
+    noise = torch.randint(0, 24, (3, 256, 320), generator=torch.Generator().manual_seed(0))
+    picture = 110 + noise
+    picture[:, (x - 90) ** 2 + (y - 120) ** 2 < 50**2] = torch.tensor([[210], [30], [40]])
+    picture[:, (abs(x - 230) < 40) & (abs(y - 150) < 40)] = torch.tensor([[40], [60], [200]])
+    return picture.to(torch.uint8)
+
+
+def _build(device: str, opts: Sequence[object]) -> Any:
+    from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg
+
+    cfg = load_cfg(SHIPPED_MODEL, [*opts, "MODEL.DEVICE", device])
+    try:
+        weights = find_weights(cfg, SHIPPED_MODEL)
+    except FileNotFoundError:
+        weights = ""  # the same random weights on every device
+    torch.manual_seed(0)
+    return build_model(cfg, weights or None)
+
+
+def check_model(device: str, opts: Sequence[object] = ()) -> Iterator[Result]:
+    """Detections of the small model in one picture: on the GPU as on the CPU."""
+    inputs = {"image": _picture(), "height": 256, "width": 320, "categories": list(CATEGORIES)}
+    reference = _build("cpu", opts)
+    model = _build(device, opts)
+    model.load_state_dict(reference.state_dict())
+    found = []
+    for each in (reference, model):
+        with torch.no_grad():
+            found.append(each([inputs])[0]["instances"].to("cpu"))
+    scores = [instances.scores.sort(descending=True).values for instances in found]
+    length = min(map(len, scores))
+    error = float((scores[0][:length] - scores[1][:length]).abs().max()) if length else 0.0
+    passed = len(scores[0]) == len(scores[1]) and error <= SCORE_TOLERANCE
+    yield Result("model, GPU against CPU", f"{length} detections, scores differ by at most {error:.1e}", passed)
+
+
+def check_training(device: str, opts: Sequence[object] = ()) -> Iterator[Result]:
+    """A few steps on one picture in fp32 and under bf16 autocast: losses are finite and fall."""
+    from detectron2.structures import Boxes, Instances
+
+    targets = Instances((256, 320))
+    targets.gt_boxes = Boxes(torch.tensor([[40.0, 70.0, 140.0, 170.0], [190.0, 110.0, 270.0, 190.0]]))
+    targets.gt_classes = torch.tensor([0, 1])
+    inputs = {"image": _picture(), "height": 256, "width": 320, "categories": list(CATEGORIES), "instances": targets}
+    for name, enabled in (("fp32", False), ("bf16 autocast", True)):
+        model = _build(device, opts).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+        losses = []
+        for _ in range(TRAINING_STEPS):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled):
+                loss = torch.stack(list(model([inputs]).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        passed = all(torch.isfinite(torch.tensor(losses))) and min(losses[1:]) < losses[0]
+        yield Result(f"training, {name}", f"loss {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps", passed)
+
+
+def run(checks: Sequence[Callable[[], Iterator[Result]]]) -> list[Result]:
+    """All lines; a check that fails itself is a line that did not pass."""
+    results: list[Result] = []
+    for check in checks:
+        try:
+            results += check()
+        except Exception as error:  # whatever breaks, the table shows the rest
+            first_line = (str(error).splitlines() or [""])[0]
+            results.append(Result(getattr(check, "__name__", "check"), f"{type(error).__name__}: {first_line}", False))
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs all checks and prints one table; 0 where all passed, 1 where one did not, 2 without a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--repeats", type=int, default=20, help="rounds of each timing (default 20)")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("No GPU: torch sees no CUDA device on this machine, so nothing was checked.")
+        return NO_GPU
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    status = kernel_status()
+    for row in status:
+        print(f"{row.name}: {row.text}")
+    fall_back = any(row.remedy for row in status)
+
+    def operator() -> Iterator[Result]:
+        yield from check_operator("cuda", args.dtype)
+        yield Result("kernels are native", "no, see above" if fall_back else "yes", not fall_back)
+
+    def times() -> Iterator[Result]:
+        yield from time_operator("cuda", args.dtype, args.repeats)
+
+    def model() -> Iterator[Result]:
+        yield from check_model("cuda")
+
+    def training() -> Iterator[Result]:
+        yield from check_training("cuda")
+
+    results = run([operator, times, model, training])
+    rows = [(r.name, r.numbers, "ok" if r.passed else "FAILED") for r in results]
+    print(format_table(("check", "numbers", "result"), rows))
+    return int(not all(r.passed for r in results))
