@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grounding_dino.cli.tables import format_table
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
         "  train:     train_net.py --num-gpus 8 --config-file configs/grounding_dino/swin_t_finetune_coco.yaml\n"
         "  evaluate:  train_net.py --config-file shapes_tiny --eval-only\n"
         "  own data:  train_net.py --config-file shapes_tiny --dataset cells=train.json:images "
-        "DATASETS.TRAIN \"('cells',)\" OUTPUT_DIR output/cells\n"
+        "DATASETS.TRAIN \"('cells',)\" DATASETS.TEST \"('cells',)\" OUTPUT_DIR output/cells\n"
+        "  on a CPU:  train_net.py --num-gpus 0 ... (one process), --num-gpus 2 ... MODEL.DEVICE cpu (two)\n"
     )
     parser.description = "Train, resume or evaluate. --config-file takes a path or the short name of a packaged config."
+    # Detectron2's fixed port lets two runs on one machine collide; several machines have to name theirs anyway.
+    parser.set_defaults(dist_url="auto")
     parser.add_argument(
         "--dataset",
         action="append",
@@ -34,71 +43,192 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup(args: argparse.Namespace) -> Any:
-    """The frozen configuration of a run; also sets up logging and the seed."""
-    from detectron2.engine import default_setup
+# ------------------------------------------------------------------------------------------------ configuration
 
-    from grounding_dino.engine.environment import log_environment, prefer_available_device
-    from grounding_dino.model_zoo import get_cfg, get_config_file
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration that the arguments ask for.
+
+    `args.config_file` becomes the path of its file, `args.device` the device asked for, be it there or not.
+
+    Raises:
+        FileNotFoundError: no such configuration.
+        ValueError: an unknown key, a value that does not fit, or arguments that are no KEY VALUE pairs.
+    """
+    from grounding_dino.data.datasets import parse_dataset_argument
+    from grounding_dino.engine.environment import prefer_available_device
+    from grounding_dino.model_zoo import SHIPPED_MODEL, get_cfg, get_config_file
 
     cfg = get_cfg()
-    args.config_file = str(get_config_file(args.config_file or "shapes_tiny"))
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    args.config_file = get_config_file(args.config_file or SHIPPED_MODEL)
+    try:
+        cfg.merge_from_file(args.config_file)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{args.config_file} is no configuration of this project: {error.args[0]}") from error
+    _merge_options(cfg, args.opts or [])
+    for text in args.dataset:
+        parse_dataset_argument(text)
     cfg.DATASETS.EXTRA = [*cfg.DATASETS.EXTRA, *args.dataset]
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    args.device = cfg.MODEL.DEVICE  # the one asked for
     prefer_available_device(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
-    log_environment()
     return cfg
 
 
-def run(args: argparse.Namespace) -> Any:
-    """What every process does."""
-    import torch
-    from detectron2.utils import comm
+def _merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    flags = [option for option in options if option.startswith("--")]
+    if flags:
+        raise ValueError(f"{flags[0]} stands behind the first KEY VALUE pair; move it before them")
+    if len(options) % 2:
+        raise ValueError(f"{' '.join(options)!r} are not pairs of KEY VALUE: one is left over")
+    known = set(_keys(cfg))
+    for key, value in zip(options[::2], options[1::2]):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else "; grounding_dino/config.py lists them"
+            raise ValueError(f"there is no configuration key {key!r}{hint}")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{key} cannot be {value!r}: {error.args[0]}") from error
 
-    from grounding_dino.engine.trainer import Trainer, evaluate_and_print
+
+def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The configuration of a run, with logging, output folder and seed set up as Detectron2's `default_setup` does.
+
+    The first line of the log says which Detectron2 and which kernels are in use.
+    """
+    from grounding_dino.engine.environment import log_environment, set_up_logging, share_cpu_cores
+
+    from detectron2.engine import default_setup
+
+    cfg = load_config(args)
+    set_up_logging(cfg.OUTPUT_DIR)
+    log_environment()
+    share_cpu_cores(cfg)
+    default_setup(cfg, args)
+    return cfg
+
+
+# --------------------------------------------------------------------------------------------------------- runs
+
+
+def run(args: argparse.Namespace) -> Mapping[str, Any]:
+    """What every process does; returns the metrics of the (last) evaluation."""
+    from grounding_dino.engine.trainer import Trainer
+
+    from detectron2.utils import comm
 
     cfg = setup(args)
     if args.eval_only:
-        from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
-        from grounding_dino.model_zoo import default_weights
-
-        model = Trainer.build_model(cfg)
-        weights = cfg.MODEL.WEIGHTS or default_weights(args.config_file)
-        GroundingCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(weights, resume=args.resume)
-        return evaluate_and_print(cfg, model)
-    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_world_size()))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        results = evaluate(cfg, args)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train() or {}
+    if comm.is_main_process() and results:
+        logger.info("results:\n%s", results_table(results, list(cfg.DATASETS.TEST)))
+    return results
 
 
-def processes_wanted(args: argparse.Namespace) -> int:
-    """Processes on this machine: `--num-gpus`, but one where there is no GPU and the CPU was not asked for by name."""
+def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
+    """Evaluate MODEL.WEIGHTS; where it is empty the shipped or released file of the configuration.
+
+    With `--resume` it is the last checkpoint of OUTPUT_DIR, if there is one.
+    """
+    from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+    from grounding_dino.engine.trainer import Trainer, check_test_sets
+    from grounding_dino.model_zoo import find_weights
+
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
+    if not cfg.DATASETS.TEST:
+        raise ValueError("--eval-only, but DATASETS.TEST names no data set")
+    check_test_sets(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""  # a checkpoint of the whole model follows
+    cfg.freeze()
+    model = Trainer.build_model(cfg)
+    checkpointer = GroundingCheckpointer(
+        model, cfg.OUTPUT_DIR, ignore=cfg.MODEL.WEIGHTS_IGNORE, warm_start=cfg.MODEL.WARM_START_ON
+    )
+    if args.resume and checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("", resume=True)
+    else:
+        checkpointer.load(find_weights(cfg, args.config_file), checkpointables=[])
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def results_table(results: Mapping[str, Any], datasets: Sequence[str]) -> str:
+    """One aligned table of data sets and tasks against metrics, without those of single categories ("AP-cat")."""
+    by_dataset = {datasets[0]: results} if len(datasets) == 1 else results
+    rows = [
+        (dataset, task, {name: value for name, value in metrics.items() if "-" not in name})
+        for dataset, tasks in by_dataset.items()
+        for task, metrics in tasks.items()
+        if isinstance(metrics, Mapping)
+    ]
+    columns = list(dict.fromkeys(name for _, _, metrics in rows for name in metrics))
+    cells = [
+        [f"{dataset} {task}", *(f"{metrics[name]:.2f}" if name in metrics else "" for name in columns)]
+        for dataset, task, metrics in rows
+    ]
+    return format_table(["data set", *columns], cells)
+
+
+def processes_wanted(args: argparse.Namespace, cfg: CfgNode) -> int:
+    """Processes on this machine: `--num-gpus`, but one where there is no GPU and the CPU was not asked for by name.
+
+    Raises:
+        ValueError: a negative number, or more processes than GPUs.
+    """
     import torch
 
-    on_cpu = any(key == "MODEL.DEVICE" and value == "cpu" for key, value in zip(args.opts[::2], args.opts[1::2]))
-    if not on_cpu and args.num_gpus > 1 and not torch.cuda.is_available():
+    if args.num_gpus < 0:
+        raise ValueError(f"--num-gpus is {args.num_gpus}; give the number of GPUs, or 0 to run on the CPU")
+    if args.num_gpus > 1 and cfg.MODEL.DEVICE == "cpu" and args.device != "cpu":
         print(
-            f"--num-gpus {args.num_gpus}, but torch sees no GPU: one process trains on the CPU "
-            "(MODEL.DEVICE cpu starts that many CPU processes)",
+            f"warning: --num-gpus {args.num_gpus}, but torch sees no GPU: one process trains on the CPU "
+            f"(MODEL.DEVICE cpu at the end of the command starts {args.num_gpus} CPU processes)",
             file=sys.stderr,
         )
         return 1
+    if cfg.MODEL.DEVICE.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
+        raise ValueError(f"--num-gpus is {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs")
     return args.num_gpus
 
 
-def main(argv: Sequence[str] | None = None) -> Any:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `train_net.py`."""
     from detectron2.engine import launch
 
-    args = build_parser().parse_args(argv)
-    return launch(
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        cfg = load_config(args)
+        processes = processes_wanted(args, cfg)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    if processes > 1 and cfg.MODEL.DEVICE == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else `launch` would have the CPU processes talk through NCCL
+    launch(
         run,
-        processes_wanted(args),
+        processes,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,

@@ -8,32 +8,41 @@ n batches without decoding a picture.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from grounding_dino.data.build import load_train_records
+from grounding_dino.data.mappers import build_mapper
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 20
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class StreamDataset(Dataset):
-    """Maps `(position in the stream, record index)` to a training sample, with its own random numbers.
+    """Maps `(position in the stream, record index)` to a training sample, with random numbers of its own.
 
-    A record that the mapper turns down (None) is replaced by another; each such record is named once.
+    A record that the mapper turns down (None: an unreadable or vanished picture, say) is replaced by another; each
+    such record is named once. Records are kept as bytes, so that worker processes share their memory.
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict | None], seed: int) -> None:
-        self.records = records
+        self.records = DatasetFromList(list(records), copy=False, serialize=True)
         self.mapper = mapper
         self.seed = seed
         self._reported: set[int] = set()
@@ -43,29 +52,43 @@ class StreamDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, index = key
-        states = random.getstate(), np.random.get_state()
-        try:
-            entropy = np.random.SeedSequence([self.seed, position]).generate_state(2)
-            random.seed(int(entropy[0]))
-            np.random.seed(int(entropy[1]))
+        with own_random_numbers(self.seed, position):
             return self._sample(index)
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
     def _sample(self, index: int) -> dict:
         for _ in range(MAX_RETRIES):
-            sample = self.mapper(self.records[index])
+            record = self.records[index]
+            name = record.get("file_name", f"record {index}")
+            try:
+                sample = self.mapper(record)
+            except Exception as error:
+                raise RuntimeError(f"{name} cannot be made into a training sample: {error}") from error
             if sample is not None:
                 return sample
             if index not in self._reported:
                 self._reported.add(index)
-                logger.warning("training goes on without %s", self.records[index].get("file_name", f"record {index}"))
+                logger.warning("training goes on without %s", name)
             index = random.randrange(len(self.records))
         raise RuntimeError(
-            f"{MAX_RETRIES} records in a row could not be turned into training samples, the last one "
-            f"{self.records[index].get('file_name', index)}; check the data set's pictures and annotations"
+            f"{MAX_RETRIES} records in a row could not be turned into training samples, the last one {name}; the "
+            "warnings above say why: check that the data set's pictures are still there, and its annotations"
         )
+
+
+@contextlib.contextmanager
+def own_random_numbers(*entropy: int) -> Iterator[None]:
+    """Within it, python's, numpy's and torch's CPU generators start from `entropy`; afterwards they go on as before."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    seeds = np.random.SeedSequence(entropy).generate_state(3)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(int(seeds[0]))
+            np.random.seed(int(seeds[1]))
+            torch.default_generator.manual_seed(int(seeds[2]))
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 class BatchStream(Sampler):
@@ -82,11 +105,13 @@ class BatchStream(Sampler):
         seed: int,
         shuffle: bool = True,
         group_by_orientation: bool = True,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Tensor | None = None,
     ) -> None:
         """`batch_size` is this process's; `weights`: how often each record is drawn an epoch (repeat factors)."""
         if not len(records):
             raise ValueError("the training data set has no picture to train on; see the warnings above")
+        if weights is not None and not (len(weights) == len(records) and float(sum(weights)) >= 1):
+            raise ValueError(f"{len(weights)} weights that sum up to {float(sum(weights))} for {len(records)} records")
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -94,9 +119,7 @@ class BatchStream(Sampler):
         self._weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         self._size = len(records)
         # grouping pictures of one orientation keeps padding small
-        self._group = [
-            int(group_by_orientation and r.get("width", 1) > r.get("height", 1)) for r in records
-        ]
+        self._group = [int(group_by_orientation and r.get("width", 1) > r.get("height", 1)) for r in records]
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
 
     def _indices(self) -> Iterator[int]:
@@ -133,9 +156,13 @@ def build_stream_loader(
     num_workers: int,
     seed: int,
     group_by_orientation: bool = True,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Tensor | None = None,
 ) -> DataLoader:
-    """A loader of lists of mapped samples; set `loader.batch_sampler.start` before the first batch to resume."""
+    """A loader of lists of mapped samples; :func:`start_stream_at` moves it before the first batch.
+
+    Raises:
+        ValueError: the batch cannot be split over the processes, or there is no record.
+    """
     world = comm.get_world_size()
     if total_batch_size < world or total_batch_size % world:
         raise ValueError(f"SOLVER.IMS_PER_BATCH {total_batch_size} cannot be split over {world} processes")
@@ -148,35 +175,64 @@ def build_stream_loader(
         num_workers=num_workers,
         collate_fn=_as_list,
         worker_init_fn=_single_threaded,
-        persistent_workers=False,
+        # Without a generator of its own, starting the loader would draw from the model's random numbers.
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
-def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
-    """The training loader of DATASETS.TRAIN; `DATALOADER.SAMPLER_TRAIN` may ask for repeat factors by frequency."""
-    from grounding_dino.data.build import load_train_records
-    from grounding_dino.data.mappers import build_mapper
+def start_stream_at(loader: DataLoader, iteration: int, seed: int) -> None:
+    """Make a loader of :func:`build_stream_loader` that was not read from yet begin with the batch of `iteration`."""
+    stream, dataset = loader.batch_sampler, loader.dataset
+    assert isinstance(stream, BatchStream) and isinstance(dataset, StreamDataset)
+    stream.start, stream.seed, dataset.seed = iteration, seed, seed
 
+
+def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
+    """The training loader of DATASETS.TRAIN; `DATALOADER.SAMPLER_TRAIN` may ask for repeat factors by frequency.
+
+    Raises:
+        ValueError: no picture has an object that is no crowd, or an unknown sampler.
+    """
     records = load_train_records(cfg)
-    weights = None
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        weights = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
-    elif cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+    if not any(_has_object(record) for record in records):
         raise ValueError(
-            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; "
-            "choose TrainingSampler or RepeatFactorTrainingSampler"
+            f"no picture of {', '.join(cfg.DATASETS.TRAIN)} has an object that is not a crowd region, so there is "
+            "nothing to learn; check the annotations"
         )
-    return build_stream_loader(
+    loader = build_stream_loader(
         records,
         build_mapper(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        weights=weights,
+        weights=_repeat_factors(cfg, records),
     )
+    iterations = len(records) / cfg.SOLVER.IMS_PER_BATCH
+    logger.info("training on %d pictures; an epoch of them takes %.1f iterations", len(records), iterations)
+    return loader
+
+
+def _has_object(record: dict) -> bool:
+    return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+
+
+def _repeat_factors(cfg: CfgNode, records: Sequence[dict]) -> Tensor | None:
+    """How often each record is drawn an epoch; class indices mean something within one data set only."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown DATALOADER.SAMPLER_TRAIN {name!r}; choose from {SAMPLERS}")
+    if name == "TrainingSampler":
+        return None
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, record in enumerate(records):
+        places[record.get("dataset_name", "")].append(place)
+    factors = torch.ones(len(records))
+    for chosen in places.values():
+        factors[chosen] = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            [records[place] for place in chosen], cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+    return factors
 
 
 def _as_list(samples: list[dict]) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,29 +14,66 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS = ("ADAMW", "SGD")
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+Groups = list[dict[str, Any]]
+
+
+def _adamw(cfg: CfgNode, groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
+
+
+def _sgd(cfg: CfgNode, groups: Groups) -> torch.optim.Optimizer:
+    solver = cfg.SOLVER
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+
+
+OPTIMIZERS: dict[str, Callable[[CfgNode, Groups], torch.optim.Optimizer]] = {"ADAMW": _adamw, "SGD": _sgd}
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of `SOLVER.OPTIMIZER` over the trained parameters; freezes what `SOLVER.FREEZE` names first.
+
+    Raises:
+        ValueError: an unknown optimizer, a pattern that fits no parameter, or nothing left to train.
+    """
+    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
+        raise ValueError(f"unknown SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}; choose from {sorted(OPTIMIZERS)}")
+    freeze_parameters(cfg, model)
+    groups = parameter_groups(cfg, model)
+    if not groups:
+        raise ValueError("SOLVER.FREEZE leaves no parameter to train")
+    for group in groups:
+        count = sum(p.numel() for p in group["params"]) / 1e6
+        where = f"lr {group['lr']:.3g}, weight decay {group['weight_decay']:.3g}"
+        logger.info("%s: %d tensors, %.2f M parameters", where, len(group["params"]), count)
+    return OPTIMIZERS[cfg.SOLVER.OPTIMIZER](cfg, groups)
 
 
 def freeze_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
-    """Stop the gradient of every parameter that a pattern of `SOLVER.FREEZE` finds; their names."""
-    frozen = []
+    """Stop the gradient of every parameter that a pattern of `SOLVER.FREEZE` finds; their names.
+
+    A frozen parameter keeps its value bit for bit: it is in no optimizer, so decay does not move it either.
+
+    Raises:
+        ValueError: a pattern that is no regular expression, or that finds no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    frozen: set[str] = set()
     for pattern in cfg.SOLVER.FREEZE:
-        names = [name for name, _ in model.named_parameters() if re.search(pattern, name)]
+        names = [name for name in parameters if _finds("SOLVER.FREEZE", pattern, name)]
         if not names:
             raise ValueError(f"SOLVER.FREEZE has {pattern!r}, but no parameter's name matches it")
-        frozen += names
-    chosen = set(frozen)
-    for name, parameter in model.named_parameters():
-        if name in chosen:
-            parameter.requires_grad_(False)
+        frozen.update(names)
+    for name in frozen:
+        parameters[name].requires_grad_(False)
     if frozen:
-        logger.info("frozen by SOLVER.FREEZE: %d tensors", len(chosen))
-    return sorted(chosen)
+        logger.info("frozen by SOLVER.FREEZE: %d of %d tensors", len(frozen), len(parameters))
+    return sorted(frozen)
 
 
-def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> Groups:
     """One group for each (learning rate, weight decay) that `SOLVER` gives to a trained parameter."""
-    norms = tuple(getattr(nn, n) for n in ("LayerNorm", "GroupNorm", "BatchNorm2d", "SyncBatchNorm", "InstanceNorm2d"))
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
@@ -44,36 +83,26 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
             seen.add(parameter)
             lr_factor, decay_factor = _factors(cfg, f"{prefix}.{leaf}" if prefix else leaf)
             decay = cfg.SOLVER.WEIGHT_DECAY
-            if isinstance(module, norms):
+            if leaf == "bias":
+                lr_factor *= cfg.SOLVER.BIAS_LR_FACTOR
+            if isinstance(module, NORMS):
                 decay = cfg.SOLVER.WEIGHT_DECAY_NORM
             elif leaf == "bias" and cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
                 decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
             groups[(cfg.SOLVER.BASE_LR * lr_factor, decay * decay_factor)].append(parameter)
-    return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in sorted(groups.items(), reverse=True)]
+    ordered = sorted(groups, reverse=True)
+    return [{"params": groups[lr, decay], "lr": lr, "weight_decay": decay} for lr, decay in ordered]
 
 
 def _factors(cfg: CfgNode, name: str) -> tuple[float, float]:
     for pattern, lr_factor, decay_factor in cfg.SOLVER.PARAMETER_GROUPS:
-        if re.search(pattern, name):
+        if _finds("SOLVER.PARAMETER_GROUPS", pattern, name):
             return float(lr_factor), float(decay_factor)
     return 1.0, 1.0
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `SOLVER.OPTIMIZER` over the trained parameters; freezes what `SOLVER.FREEZE` names first."""
-    freeze_parameters(cfg, model)
-    groups = parameter_groups(cfg, model)
-    if not groups:
-        raise ValueError("SOLVER.FREEZE leaves no parameter to train")
-    for group in groups:
-        count = sum(p.numel() for p in group["params"])
-        logger.info("lr %.3g, weight decay %.3g: %d tensors, %.2f M", group["lr"], group["weight_decay"],
-                    len(group["params"]), count / 1e6)  # fmt: skip
-    name = cfg.SOLVER.OPTIMIZER
-    if name == "ADAMW":
-        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
-    if name == "SGD":
-        return torch.optim.SGD(
-            groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
-        )
-    raise ValueError(f"unknown SOLVER.OPTIMIZER {name!r}; choose from {OPTIMIZERS}")
+def _finds(key: str, pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"{key} has {pattern!r}, which is no regular expression: {error}") from error

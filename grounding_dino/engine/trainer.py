@@ -5,32 +5,46 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from grounding_dino import modeling  # noqa: F401  (registers the models)
+from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+from grounding_dino.checkpoint.partial import load_backbone_weights
+from grounding_dino.data.build import build_test_loader, load_records
+from grounding_dino.data.datasets import register_extra_datasets
+from grounding_dino.data.loader import build_train_loader, start_stream_at
+from grounding_dino.engine.environment import set_up_logging
+from grounding_dino.engine.hooks import REPORT_PERIOD, BestCheckpointer, BestModelFile, SeedEveryStep, SpeedReport
+from grounding_dino.engine.optimizer import build_optimizer
+from grounding_dino.engine.train_step import TrainStep
+from grounding_dino.evaluation.refexp import RefExpEvaluator
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.engine.hooks import HookBase
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, print_csv_format
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from grounding_dino import modeling  # noqa: F401  (registers the models)
-from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
-from grounding_dino.data.build import build_test_loader
-from grounding_dino.data.loader import build_train_loader
-from grounding_dino.engine.optimizer import build_optimizer
-from grounding_dino.engine.train_step import TrainStep
-from grounding_dino.evaluation.refexp import RefExpEvaluator
-
 logger = logging.getLogger(__name__)
 
-EVALUATORS = {
-    "coco": lambda cfg, name, folder: COCOEvaluator(name, tasks=("bbox",), output_dir=folder),
-    "refexp": lambda cfg, name, folder: RefExpEvaluator(name, output_dir=folder),
-}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _coco(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return COCOEvaluator(name, tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",), output_dir=folder)
+
+
+def _refexp(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return RefExpEvaluator(name, output_dir=folder)
+
+
+# What a data set's metadata may name in `evaluator_type`, alone or in a list.
+EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {"coco": _coco, "refexp": _refexp}
 
 
 class Trainer(DefaultTrainer):
@@ -41,9 +55,18 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        """
+        Raises:
+            ValueError: a data set that is missing or yields nothing, or an option that does not exist; all before the
+                first iteration.
+        """
         TrainerBase.__init__(self)
+        if not logger.isEnabledFor(logging.INFO):
+            set_up_logging()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
+        check_test_sets(cfg)
         torch.manual_seed(self.seed)  # equal initial weights in every process
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -64,76 +87,144 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`grounding_dino.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """See :func:`grounding_dino.data.build.build_test_loader`."""
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-        if kind not in EVALUATORS:
-            raise ValueError(f"data set {dataset_name!r} asks for evaluator {kind!r}; known are {sorted(EVALUATORS)}")
-        return EVALUATORS[kind](cfg, dataset_name, f"{cfg.OUTPUT_DIR}/inference/{dataset_name}")
+        """What the data set's `evaluator_type` asks for ("coco" where it says nothing).
+
+        Raises:
+            ValueError: an unknown type.
+        """
+        folder = f"{cfg.OUTPUT_DIR}/inference/{dataset_name}"
+        found = [EVALUATORS[kind](cfg, dataset_name, folder) for kind in evaluator_kinds(dataset_name)]
+        return found[0] if len(found) == 1 else DatasetEvaluators(found)
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
     ) -> OrderedDict[str, Any]:
-        """Metrics of every data set of DATASETS.TEST, keyed by its name where there are several."""
+        """Metrics of the data set of DATASETS.TEST, or of several, keyed by their names."""
+        register_extra_datasets(cfg.DATASETS.EXTRA)
         precision = _evaluation_precision(cfg)
         with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, precision, enabled=precision is not None):
             return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's chain, with random numbers by iteration, a speed report, and the best checkpoint if asked for.
+
+        Raises:
+            ValueError: SOLVER.BEST_CHECKPOINT_METRIC cannot come about.
+        """
         cfg = self.cfg
-        main = comm.is_main_process()
-        chain: list[HookBase | None] = [SeedEveryStep(self), hooks.IterationTimer(), hooks.LRScheduler()]
-        if main:
-            chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError("TEST.PRECISE_BN.ENABLED is True, which this trainer does not support; set it to False")
 
         def evaluate() -> OrderedDict[str, Any]:
             self._last_eval_results = self.test(cfg, self.model)
             return self._last_eval_results
 
+        chain: list[HookBase | None] = [SeedEveryStep(), hooks.IterationTimer(), hooks.LRScheduler()]
+        # Before evaluation, so that a failing evaluation does not cost the checkpoint.
+        if comm.is_main_process():
+            chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
-        if cfg.SOLVER.BEST_CHECKPOINT_METRIC and main:
-            if cfg.TEST.EVAL_PERIOD <= 0:
-                raise ValueError("SOLVER.BEST_CHECKPOINT_METRIC needs evaluations during training: set TEST.EVAL_PERIOD")
-            metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
-            chain.append(hooks.BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
-        if main:
-            chain.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
+            chain.append(self._best_checkpointer())
+        if comm.is_main_process():
+            chain.append(SpeedReport(cfg.SOLVER.IMS_PER_BATCH))
+            chain.append(hooks.PeriodicWriter(self.build_writers(), period=REPORT_PERIOD))
         return chain
 
+    def _best_checkpointer(self) -> HookBase | None:
+        cfg, metric = self.cfg, self.cfg.SOLVER.BEST_CHECKPOINT_METRIC
+        if cfg.TEST.EVAL_PERIOD <= 0:
+            raise ValueError("SOLVER.BEST_CHECKPOINT_METRIC needs evaluations during training: set TEST.EVAL_PERIOD")
+        first = metric.split("/")[0]
+        if len(cfg.DATASETS.TEST) > 1 and first not in cfg.DATASETS.TEST:
+            raise ValueError(
+                f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but with several data sets in DATASETS.TEST it has to "
+                f"begin with one of them, as in '{cfg.DATASETS.TEST[0]}/{metric}'"
+            )
+        if not comm.is_main_process():
+            return None
+        # A weak reference: the trainer owns its hooks.
+        best = BestModelFile(self.checkpointer.model, cfg.OUTPUT_DIR, metric, trainer=weakref.proxy(self))
+        return BestCheckpointer(cfg.TEST.EVAL_PERIOD, best)
+
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR with the state of its run."""
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        """Load the weights to start from, or with `resume` the last checkpoint of OUTPUT_DIR with its run's state.
+
+        Without a checkpoint there, or without `resume`, MODEL.WEIGHTS are loaded. MODEL.BACKBONE.WEIGHTS come first,
+        where MODEL.WEIGHTS is empty or may leave gaps (MODEL.WEIGHTS_IGNORE, MODEL.WARM_START_ON).
+        MODEL.TEXT_ENCODER.WEIGHTS were loaded when the model was built.
+        """
+        cfg = self.cfg
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if resume and not resumes:
+            logger.info("--resume, but %s has no checkpoint: this run starts at iteration 0", cfg.OUTPUT_DIR)
+        has_gaps = not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS_IGNORE or cfg.MODEL.WARM_START_ON
+        if cfg.MODEL.BACKBONE.WEIGHTS and has_gaps and not resumes:
+            load_backbone_weights(self.checkpointer.model.backbone, cfg.MODEL.BACKBONE.WEIGHTS)
+        self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        if resumes:
             self.start_iter = self.iter + 1
-            stream = self.data_loader.batch_sampler
-            stream.start, stream.seed = self.start_iter, self.seed
-            self.data_loader.dataset.seed = self.seed
+            start_stream_at(self.data_loader, self.start_iter, self.seed)
+            logger.info("this run goes on with iteration %d of %d", self.start_iter, self.max_iter)
+            if self.start_iter >= self.max_iter:
+                logger.warning("all %d iterations are done; raise SOLVER.MAX_ITER to train longer", self.max_iter)
 
     def state_dict(self) -> dict[str, Any]:
+        """With the seed, which SEED -1 draws anew in each run."""
         return {**super().state_dict(), "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """With the seed; one that the config sets wins."""
         super().load_state_dict(state_dict)
+        before = state_dict.get("seed", self.seed)
         if self.cfg.SEED < 0:
-            self.seed = state_dict.get("seed", self.seed)
+            self.seed = before
+        elif before != self.seed:
+            logger.warning("the run so far had the seed %d; it goes on with SEED %d", before, self.seed)
 
 
-class SeedEveryStep(HookBase):
-    """Makes the random numbers of a step a function of the seed, the iteration and the process."""
+def evaluator_kinds(dataset_name: str) -> list[str]:
+    """The names in EVALUATORS that a data set's metadata asks for.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._owner = weakref.proxy(trainer)
+    Raises:
+        ValueError: an unknown one.
+    """
+    wanted = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    kinds = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [kind for kind in kinds if kind not in EVALUATORS]
+    if unknown or not kinds:
+        raise ValueError(f"data set {dataset_name!r} asks for evaluator {wanted!r}; known are {sorted(EVALUATORS)}")
+    return kinds
 
-    def before_step(self) -> None:
-        generator = torch.Generator().manual_seed(self._owner.seed * 1_000_003 + self._owner.iter)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) + comm.get_rank())
+
+def check_test_sets(cfg: CfgNode) -> None:
+    """Load the data sets of DATASETS.TEST once, so that a missing one ends a run at its start and not at its end.
+
+    Raises:
+        ValueError: one cannot be evaluated on, or TEST.PRECISION is unknown.
+    """
+    _evaluation_precision(cfg)
+    register_extra_datasets(cfg.DATASETS.EXTRA)
+    for name in cfg.DATASETS.TEST:
+        try:
+            evaluator_kinds(name)
+            load_records([name])
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{name!r} of DATASETS.TEST cannot be evaluated on: {error} (to train without evaluation, set "
+                'DATASETS.TEST "()")'
+            ) from error
 
 
 def _distribute(model: nn.Module, cfg: CfgNode) -> nn.Module:
@@ -143,18 +234,6 @@ def _distribute(model: nn.Module, cfg: CfgNode) -> nn.Module:
 
 
 def _evaluation_precision(cfg: CfgNode) -> torch.dtype | None:
-    name = cfg.TEST.PRECISION
-    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"unknown TEST.PRECISION {name!r}; choose from {sorted(dtypes)}")
-    return dtypes[name]
-
-
-def evaluate_and_print(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-    """Run :meth:`Trainer.test` and print each data set's metrics in a line that can be copied."""
-    results = Trainer.test(cfg, model)
-    if comm.is_main_process() and len(cfg.DATASETS.TEST) > 1:
-        for name, result in results.items():
-            logger.info("%s:", name)
-            print_csv_format(result)
-    return results
+    if cfg.TEST.PRECISION not in PRECISIONS:
+        raise ValueError(f"unknown TEST.PRECISION {cfg.TEST.PRECISION!r}; choose from {sorted(PRECISIONS)}")
+    return PRECISIONS[cfg.TEST.PRECISION]
