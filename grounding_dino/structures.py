@@ -62,12 +62,14 @@ class FeaturePyramid:
 
     maps: list[Tensor]  # L x (B, C, h, w)
     padding_masks: list[Tensor]  # L x (B, h, w) bool, True on padding
+    has_padding: bool = True  # False: the host knows that no mask has a True, without waiting for the device
 
     def select(self, pictures: list[int]) -> FeaturePyramid:
         """The pyramid of some of the batch's pictures (repeats allowed), in that order."""
         if pictures == list(range(len(self.maps[0]))):
             return self
-        return FeaturePyramid([m[pictures] for m in self.maps], [m[pictures] for m in self.padding_masks])
+        maps, masks = ([level[pictures] for level in levels] for levels in (self.maps, self.padding_masks))
+        return FeaturePyramid(maps, masks, self.has_padding)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Memory:
     level_start_index: Tensor  # (L,) int64
     valid_ratios: Tensor  # (B, L, 2) w h: unpadded share of each level
     mask_features: Tensor | None = None  # (B, C, H/4, W/4)
+    has_padding: bool = True  # as in FeaturePyramid
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from grounding_dino.layers.blocks import key_mask
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from grounding_dino.layers.blocks import key_mask
 
 
 class BiAttention(nn.Module):
@@ -28,8 +28,9 @@ class BiAttention(nn.Module):
         self.out_image = nn.Linear(embed_dim, image_dim)
         self.out_text = nn.Linear(embed_dim, text_dim)
         for projection in self.children():
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     def forward(
         self, image: Tensor, text: Tensor, image_padding_mask: Tensor | None, text_padding_mask: Tensor

@@ -16,6 +16,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(dims[:-1], dims[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., input_dim) -> (..., output_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
@@ -77,5 +78,5 @@ def key_mask(padding_mask: Tensor) -> Tensor:
 
 
 def any_true(mask: Tensor) -> bool:
-    """Whether a mask has a True entry; asked once a batch, since it waits for the device."""
+    """Whether a mask has a True entry; waits for the device, so it is for what the host cannot know."""
     return bool(torch.any(mask))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from grounding_dino.layers.box_ops import as_float32_at_least
+from grounding_dino.ops import ms_deform_attn
+
 import torch
 from torch import Tensor, nn
-
-from grounding_dino.ops import ms_deform_attn
 
 
 class MSDeformAttn(nn.Module):
@@ -62,10 +63,10 @@ class MSDeformAttn(nn.Module):
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, heads, C / heads)
         points = (self.num_heads, self.num_levels, self.num_points)
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
-        weights = weights.float().softmax(-1).unflatten(-1, points[1:])  # (B, Q, heads, L, points)
+        weights = as_float32_at_least(weights).softmax(-1).unflatten(-1, points[1:])  # (B, Q, heads, L, points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*points, 2))
         locations = self._sampling_locations(offsets, reference_points, spatial_shapes)
-        return self.output_proj(ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights.to(value.dtype)))
+        return self.output_proj(ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights))
 
     def _sampling_locations(self, offsets: Tensor, reference_points: Tensor, spatial_shapes: Tensor) -> Tensor:
         reference = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from grounding_dino.structures import FeaturePyramid
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
-
-from grounding_dino.structures import FeaturePyramid
 
 
 class InputProjection(nn.ModuleList):
@@ -17,7 +17,7 @@ class InputProjection(nn.ModuleList):
 
     def __init__(self, input_shapes: Sequence[ShapeSpec], embed_dim: int, num_levels: int) -> None:
         """`input_shapes` finest first; `num_levels` may exceed their number."""
-        channels = [shape.channels for shape in input_shapes]
+        channels = [int(shape.channels or 0) for shape in input_shapes]
         if num_levels < len(channels):
             raise ValueError(
                 f"MODEL.PIXEL_DECODER.NUM_FEATURE_LEVELS is {num_levels}, fewer than its {len(channels)} IN_FEATURES"
@@ -28,8 +28,8 @@ class InputProjection(nn.ModuleList):
             layers.append(nn.Conv2d(previous, embed_dim, kernel_size=3, stride=2, padding=1))
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         super().__init__(nn.Sequential(layer, nn.GroupNorm(32, embed_dim)) for layer in layers)
         self.num_inputs = len(channels)
 
@@ -43,16 +43,20 @@ class InputProjection(nn.ModuleList):
         return projected
 
 
-def pyramid_of_padded(maps: list[Tensor], padding_mask: Tensor) -> FeaturePyramid:
-    """The pyramid of pictures that were padded before the backbone; `padding_mask` (B, H, W) of the pixels."""
+def pyramid_of_padded(maps: list[Tensor], sizes: Sequence[Sequence[int]], padded_size: Sequence[int]) -> FeaturePyramid:
+    """The pyramid of pictures of `sizes` (h, w) that were padded to `padded_size` before the backbone."""
+    padding_mask = torch.ones(len(sizes), *padded_size, dtype=torch.bool, device=maps[0].device)
+    for row, (height, width) in zip(padding_mask, sizes):
+        row[:height, :width] = False
     mask = padding_mask[:, None].float()
     masks = [F.interpolate(mask, size=m.shape[-2:])[:, 0].bool() for m in maps]
-    return FeaturePyramid(maps, masks)
+    return FeaturePyramid(maps, masks, has_padding=any(tuple(size) != tuple(padded_size) for size in sizes))
 
 
 def pyramid_of_pictures(pictures: list[list[Tensor]]) -> FeaturePyramid:
     """Pad the maps of single pictures, L x (C, h, w) each, to the largest at every level."""
     maps, masks = [], []
+    has_padding = False
     for level in zip(*pictures):
         height = max(m.shape[1] for m in level)
         width = max(m.shape[2] for m in level)
@@ -60,6 +64,7 @@ def pyramid_of_pictures(pictures: list[list[Tensor]]) -> FeaturePyramid:
             maps.append(torch.stack(level))
             masks.append(maps[-1].new_zeros(len(level), height, width, dtype=torch.bool))
             continue
+        has_padding = True
         padded = level[0].new_zeros(len(level), level[0].shape[0], height, width)
         mask = torch.ones(len(level), height, width, dtype=torch.bool, device=padded.device)
         for i, m in enumerate(level):
@@ -67,4 +72,4 @@ def pyramid_of_pictures(pictures: list[list[Tensor]]) -> FeaturePyramid:
             mask[i, : m.shape[1], : m.shape[2]] = False
         maps.append(padded)
         masks.append(mask)
-    return FeaturePyramid(maps, masks)
+    return FeaturePyramid(maps, masks, has_padding)

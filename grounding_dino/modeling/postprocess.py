@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from detectron2.structures import Boxes, Instances
-from torch import Tensor
-
 from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.structures import Predictions, Prompt
 from grounding_dino.text.prompt import category_scores
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
 
 def postprocess_picture(
@@ -62,7 +62,7 @@ def category_instances(
 
 
 def caption_instances(predictions: Predictions, size: tuple[int, int]) -> Instances:
-    """Every query with its best token's score, best first, and its `token_logits` (Q, T), from which phrases are read."""
+    """Every query with its best token's score, best first, and its `token_logits` (Q, T), to read phrases from."""
     scores, order = predictions.pred_logits.amax(-1).float().sigmoid().sort(descending=True, stable=True)
     instances = Instances(size)
     instances.pred_boxes = scale_boxes(predictions.pred_boxes[order], size)
@@ -74,6 +74,7 @@ def caption_instances(predictions: Predictions, size: tuple[int, int]) -> Instan
 def scale_boxes(boxes: Tensor, size: tuple[int, int]) -> Boxes:
     """cxcywh in [0, 1] -> XYXY pixels of a picture of `size` (h, w), clipped to it."""
     height, width = size
-    scaled = Boxes(box_cxcywh_to_xyxy(boxes.float()) * boxes.new_tensor([width, height, width, height], dtype=torch.float32))
+    corners = box_cxcywh_to_xyxy(boxes.float())
+    scaled = Boxes(corners * corners.new_tensor([width, height, width, height]))
     scaled.clip(size)
     return scaled

@@ -7,6 +7,7 @@ keys: the published detection weights were trained so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
 
     def forward(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`windows` (N, window^2, C), N = B x windows of a map; `mask` (windows of a map, window^2, window^2) additive."""
+        """`windows` (B x windows, window^2, C); `mask` (windows, window^2, window^2) is added to the scores."""
         n, length, _ = windows.shape
         q, k, v = self.qkv(windows).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
@@ -129,6 +130,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H/2, W/2, 2C), rounded up; an odd side is zero-padded."""
         _, height, width, _ = x.shape
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # order of the checkpoints: (even row, even column), (odd, even), (even, odd), (odd, odd)
@@ -161,6 +163,7 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> the same shape; merging is left to the caller, who also reads the stage's output."""
         mask = shifted_window_mask(x.shape[1], x.shape[2], self.window_size, self.shift, x.device)
         for block in self.blocks:
             block_mask = mask if block.shift else None
@@ -181,9 +184,10 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H/4, W/4, C), rounded up."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        return self.norm(self.projection(images).permute(0, 2, 3, 1))  # (B, H/4, W/4, C)
+        return self.norm(self.projection(images).permute(0, 2, 3, 1))
 
 
 @BACKBONE_REGISTRY.register()
@@ -234,7 +238,8 @@ class SwinTransformer(Backbone):
                     nn.init.zeros_(module.bias)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Read MODEL.SWIN."""
         swin = cfg.MODEL.SWIN
         return {
             "embed_dim": swin.EMBED_DIM,
@@ -252,6 +257,7 @@ class SwinTransformer(Backbone):
         x = self.patch_embed(images)
         outputs = {}
         for i, stage in enumerate(self.layers):
+            assert isinstance(stage, SwinStage)
             name = f"stage{i + 1}"
             x = stage(x)
             if name in self.norms:
@@ -261,6 +267,7 @@ class SwinTransformer(Backbone):
         return outputs
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each output."""
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features

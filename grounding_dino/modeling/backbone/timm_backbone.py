@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -13,37 +14,54 @@ from torch import Tensor
 
 @BACKBONE_REGISTRY.register()
 class TimmBackbone(Backbone):
-    """Feature maps of a timm model, named by stride: `s4`, `s8`, `s16`, `s32`."""
+    """Feature maps of a timm model, named by stride: `s4`, `s8`, `s16`, `s32`.
+
+    Pictures are zero-padded to a multiple of the largest stride, and each map is cut to the picture's size divided
+    by its stride, rounded up: some models refuse other sizes, and others round down at every stage, so that a map
+    would end before the picture does and all positions on it would be off.
+    """
 
     @configurable
     def __init__(
-        self, *, name: str, out_strides: Sequence[int], pretrained: bool = False, options: Mapping[str, Any] | None = None
+        self,
+        *,
+        name: str,
+        out_strides: Sequence[int],
+        pretrained: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        """Create timm's model `name` with further `options`; `pretrained` fetches its weights through timm.
+
+        Raises:
+            ValueError: timm has no such model, or the model no map of one of `out_strides`.
+        """
         super().__init__()
         import timm  # imports many models; only those who use it pay
 
-        if name not in timm.list_models():
+        if name.split(".")[0] not in timm.list_models():
             close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
             raise ValueError(f"timm knows no model {name!r} (MODEL.TIMM.NAME); similar names: {close}")
         options = dict(options or {})
-        available = timm.create_model(name, features_only=True, pretrained=False, **options).feature_info.reduction()
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False, **options)
+        available = probe.feature_info.reduction()
         missing = sorted(set(out_strides) - set(available))
         if missing:
-            raise ValueError(f"{name} has no feature map of stride {missing} (MODEL.TIMM.OUT_STRIDES); it has {available}")
+            raise ValueError(
+                f"{name} has no feature map of stride {missing} (MODEL.TIMM.OUT_STRIDES); it has {available}"
+            )
         # where several stages share a stride the last is the deepest
         indices = [max(i for i, s in enumerate(available) if s == stride) for stride in out_strides]
-        self.model = timm.create_model(
-            name, features_only=True, pretrained=pretrained, out_indices=indices, **options
-        )
+        model: Any = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=indices, **options)
+        self.name = name
+        self.model = model
         self._out_features = [f"s{stride}" for stride in out_strides]
         self._out_feature_strides = dict(zip(self._out_features, out_strides))
-        self._out_feature_channels = dict(zip(self._out_features, self.model.feature_info.channels()))
-        self._channels_last = self.model.feature_info.get_dicts()[0].get("fmt", "") == "NHWC" or getattr(
-            self.model, "output_fmt", ""
-        ) == "NHWC"
+        self._out_feature_channels = dict(zip(self._out_features, model.feature_info.channels()))
+        self._channels_last = model.output_fmt == "NHWC"
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Read MODEL.TIMM."""
         timm_cfg = cfg.MODEL.TIMM
         return {
             "name": timm_cfg.NAME,
@@ -53,13 +71,30 @@ class TimmBackbone(Backbone):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """`images` (B, 3, H, W), normalised -> (B, C, H/stride, W/stride) for each configured stride."""
-        maps = self.model(images)
+        """`images` (B, 3, H, W), normalised -> (B, C, H/stride, W/stride), rounded up, for each configured stride.
+
+        Raises:
+            ValueError: the timm model takes pictures of one size only.
+        """
+        height, width = images.shape[-2:]
+        multiple = max(self._out_feature_strides.values())
+        images = F.pad(images, (0, -width % multiple, 0, -height % multiple))
+        try:
+            maps = self.model(images)
+        except AssertionError as error:
+            raise ValueError(
+                f"timm's {self.name} refuses pictures of {images.shape[-2]} x {images.shape[-1]} ({error}); where the "
+                "model has it, set strict_img_size: False under MODEL.TIMM.OPTIONS, else choose a convolutional one"
+            ) from error
         if self._channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return dict(zip(self._out_features, maps))
+        return {
+            name: x[..., : -(-height // stride), : -(-width // stride)]
+            for (name, stride), x in zip(self._out_feature_strides.items(), maps)
+        }
 
     def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each output."""
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import ImageList
-from torch import Tensor, nn
-
+from grounding_dino.layers.box_ops import box_xyxy_to_cxcywh
 from grounding_dino.modeling.input_projection import InputProjection, pyramid_of_padded, pyramid_of_pictures
 from grounding_dino.modeling.losses.criterion import SetCriterion
 from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
@@ -24,6 +20,12 @@ from grounding_dino.modeling.transformer_decoder.denoising import DenoisingGener
 from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt, Targets
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, positive_map
 from grounding_dino.text.text_encoder import build_text_encoder
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
 
 
 @META_ARCH_REGISTRY.register()
@@ -69,6 +71,7 @@ class GeneralizedDINO(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that the configuration names."""
         backbone = build_backbone(cfg)
         in_features = cfg.MODEL.PIXEL_DECODER.IN_FEATURES
         shapes = backbone.output_shape()
@@ -96,6 +99,7 @@ class GeneralizedDINO(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the model is, and its inputs go."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -116,30 +120,39 @@ class GeneralizedDINO(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
-        """Normalised pictures (3, H, W), each in its own size."""
-        dtype = self.input_projection[0][0].weight.dtype
+        """Normalised pictures (3, H, W), each in its own size.
+
+        Raises:
+            ValueError: a picture has another number of channels, or no pixel.
+        """
+        dtype = self.query_selection.content.weight.dtype
         images = []
         for inputs in batched_inputs:
-            image = inputs["image"].to(self.device, torch.promote_types(dtype, torch.float32))
+            image = inputs["image"]
+            if image.dim() != 3 or len(image) != len(self.pixel_mean) or image.numel() == 0:
+                raise ValueError(
+                    f"the image of {_name(inputs)} has the shape {tuple(image.shape)}, but the model takes "
+                    f"({len(self.pixel_mean)}, height, width); repeat the channel of a greyscale picture"
+                )
+            image = image.to(self.device, torch.promote_types(dtype, torch.float32))
             images.append(((image - self.pixel_mean) / self.pixel_std).to(dtype))
         return images
 
     def prompts_of(self, inputs: dict[str, Any]) -> list[Prompt]:
         """The prompts of a picture: several where its categories do not fit in one."""
-        tokenizer, max_tokens = self.text_encoder.tokenizer, self.text_encoder.max_tokens
+        encoder: Any = self.text_encoder
+        tokenizer, max_tokens = encoder.tokenizer, encoder.max_tokens
         if "categories" in inputs:
             prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens)
             if self.training and len(prompts) > 1:
                 raise ValueError(
-                    f"the {len(inputs['categories'])} categories of {inputs.get('file_name', 'a picture')} take more than "
-                    f"{max_tokens} tokens; sample fewer in training (INPUT.NUM_NEGATIVE_CATEGORIES)"
+                    f"the {len(inputs['categories'])} categories of {_name(inputs)} take more than {max_tokens} "
+                    "tokens; sample fewer in training (INPUT.NUM_NEGATIVE_CATEGORIES)"
                 )
             return prompts
         if "caption" in inputs:
             return [build_caption_prompt(inputs["caption"], tokenizer, max_tokens, inputs.get("phrases"))]
-        raise ValueError(
-            f"the input {inputs.get('file_name', '')!r} names nothing to look for: give it 'categories' or 'caption'"
-        )
+        raise ValueError(f"the input {_name(inputs)} names nothing to look for: give it 'categories' or 'caption'")
 
     def extract_features(self, images: list[Tensor]) -> FeaturePyramid:
         """The projected pyramid of a batch.
@@ -149,10 +162,7 @@ class GeneralizedDINO(nn.Module):
         """
         if self.training or self.pad_before_backbone:
             batch = ImageList.from_tensors(images, self.backbone.size_divisibility)
-            mask = torch.ones(len(images), *batch.tensor.shape[-2:], dtype=torch.bool, device=self.device)
-            for row, (height, width) in zip(mask, batch.image_sizes):
-                row[:height, :width] = False
-            return pyramid_of_padded(self._project(batch.tensor), mask)
+            return pyramid_of_padded(self._project(batch.tensor), batch.image_sizes, batch.tensor.shape[-2:])
         groups: dict[torch.Size, list[int]] = defaultdict(list)
         for i, image in enumerate(images):
             groups[image.shape].append(i)
@@ -167,9 +177,7 @@ class GeneralizedDINO(nn.Module):
         maps = self.backbone(batch)
         return self.input_projection([maps[name] for name in self.in_features])
 
-    def predict(
-        self, features: FeaturePyramid, prompts: list[list[Prompt]]
-    ) -> list[list[tuple[Prompt, Predictions]]]:
+    def predict(self, features: FeaturePyramid, prompts: list[list[Prompt]]) -> list[list[tuple[Prompt, Predictions]]]:
         """For each picture its prompts with what was found; the backbone's work is shared by all prompts."""
         found: list[list[tuple[Prompt, Predictions]]] = [[] for _ in prompts]
         for row in itertools.zip_longest(*prompts):
@@ -178,7 +186,8 @@ class GeneralizedDINO(nn.Module):
             output = self.detect(features.select(pictures), chosen)
             last = output.layers[-1]
             for j, i in enumerate(pictures):
-                found[i].append((chosen[j], Predictions(last.pred_logits[j], last.pred_boxes[j])))
+                of_picture = Predictions(last.pred_logits[j], last.pred_boxes[j])
+                found[i].append((chosen[j], _without_padding(of_picture) if features.has_padding else of_picture))
         return found
 
     def detect(self, features: FeaturePyramid, prompts: Sequence[Prompt]) -> DecoderOutput:
@@ -213,15 +222,36 @@ class GeneralizedDINO(nn.Module):
         return self.criterion(output, targets, noised, text.padding_mask)
 
     def target_of(self, inputs: dict[str, Any], prompt: Prompt, image_size: Sequence[int], num_tokens: int) -> Targets:
-        """The ground truth of a picture, boxes relative to its unpadded size."""
-        instances = inputs["instances"].to(self.device)
+        """The ground truth of a picture, boxes relative to its unpadded size.
+
+        Raises:
+            ValueError: the picture has no `instances`, or one of a class that its prompt does not name.
+        """
+        if "instances" not in inputs:
+            raise ValueError(f"{_name(inputs)} has no 'instances', which training needs (empty ones are fine)")
+        instances = inputs["instances"]
+        labels, named = instances.gt_classes, len(prompt.token_spans)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < named:
+            raise ValueError(
+                f"gt_classes of {_name(inputs)} run from {int(labels.min())} to {int(labels.max())}, but its prompt "
+                f"names {named} categories or phrases ({prompt.caption[:80]!r}); they are indices into that list"
+            )
         height, width = image_size
         boxes = instances.gt_boxes.tensor.float()
-        scale = boxes.new_tensor([width, height, width, height])
-        x0, y0, x1, y1 = (boxes / scale).unbind(-1)
-        token_map = positive_map(prompt, num_tokens).to(self.device)
         return Targets(
-            labels=instances.gt_classes,
-            boxes=torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1),
-            positive_map=token_map[instances.gt_classes],
+            labels=labels.to(self.device),
+            boxes=box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height])).to(self.device),
+            positive_map=positive_map(prompt, num_tokens)[labels.cpu()].to(self.device),
         )
+
+
+def _name(inputs: dict[str, Any]) -> str:
+    """What an error calls a picture."""
+    known = [f"{key} {inputs[key]!r}" for key in ("file_name", "image_id") if key in inputs]
+    return f"the picture with {known[0]}" if known else "a picture"
+
+
+def _without_padding(predictions: Predictions) -> Predictions:
+    """Without the queries (all logits -inf) that a picture lacks image tokens for; alone it would not have them."""
+    kept = predictions.pred_logits.amax(-1) != -math.inf
+    return Predictions(predictions.pred_logits[kept], predictions.pred_boxes[kept])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-import torch
-from detectron2.config import CfgNode, configurable
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from grounding_dino.layers.blocks import FeedForward, any_true
+from grounding_dino.layers.blocks import FeedForward
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
 from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer
 from grounding_dino.structures import FeaturePyramid, Memory, TextFeatures
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class ImageLayer(nn.Module):
@@ -60,6 +61,11 @@ class EncoderLayer(nn.Module):
         memory: Memory,
         padding_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """`tokens` (B, S, C) and `text_tokens` (B, T, C) are this layer's input, and its output.
+
+        `text` gives the text's masks and positions, `memory` the layout of the levels, `position` (B, S, C) and
+        `reference_points` (B, S, L, 2) the place of each image token.
+        """
         if self.fusion is not None and text is not None:
             tokens, text_tokens = self.fusion(tokens, text_tokens, padding_mask, text.padding_mask)
         if self.text_layer is not None and text is not None:
@@ -89,7 +95,8 @@ class DeformableEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.PIXEL_DECODER; the layers have text parts where MODEL.TEXT_ENCODER.NAME is set."""
         decoder = cfg.MODEL.PIXEL_DECODER
         dim, has_text = cfg.MODEL.EMBED_DIM, bool(cfg.MODEL.TEXT_ENCODER.NAME)
         image_layer = (
@@ -123,7 +130,7 @@ class DeformableEncoder(nn.Module):
         position = self.position_embedding(features)
         reference_points = encoder_reference_points(memory)
         # without padding the masks are all False: leaving them out saves a pass and allows faster attention
-        padding_mask = memory.padding_mask if any_true(memory.padding_mask) else None
+        padding_mask = memory.padding_mask if memory.has_padding else None
         tokens, text_tokens = memory.features, None if text is None else text.embeddings
         for layer in self.layers:
             inputs = (tokens, text_tokens, text, position, reference_points, memory, padding_mask)
@@ -131,7 +138,7 @@ class DeformableEncoder(nn.Module):
                 tokens, text_tokens = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 tokens, text_tokens = layer(*inputs)
-        if text is not None:
+        if text is not None and text_tokens is not None:
             text = dataclasses.replace(text, embeddings=text_tokens)
         return dataclasses.replace(memory, features=tokens), text
 
@@ -167,6 +174,7 @@ def flatten_levels(features: FeaturePyramid) -> Memory:
         spatial_shapes=spatial_shapes,
         level_start_index=sizes.cumsum(0) - sizes,
         valid_ratios=torch.stack([_valid_ratio(m) for m in features.padding_masks], dim=1),
+        has_padding=features.has_padding,
     )
 
 

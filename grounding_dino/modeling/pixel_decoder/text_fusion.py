@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
-
 from grounding_dino.layers.bi_attention import BiAttention
 from grounding_dino.layers.blocks import FeedForward, MultiheadAttention
 from grounding_dino.layers.position_encoding import sine_embedding
 from grounding_dino.structures import TextFeatures
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 
 class TextFusionLayer(nn.Module):

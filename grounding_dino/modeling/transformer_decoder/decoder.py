@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from detectron2.config import CfgNode, configurable
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from typing import Any
 
-from grounding_dino.layers.blocks import MLP, FeedForward, MultiheadAttention, any_true, key_mask
+from grounding_dino.layers.blocks import MLP, FeedForward, MultiheadAttention, key_mask
 from grounding_dino.layers.box_ops import inverse_sigmoid
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import box_position_embedding
 from grounding_dino.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
 from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head
 from grounding_dino.structures import DecoderOutput, Memory, Predictions, Queries, TextFeatures
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class DecoderLayer(nn.Module):
@@ -90,7 +92,7 @@ class DINODecoder(nn.Module):
         padded_positions: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        """`padded_positions`: embed boxes relative to the padded batch also at inference, as the published code does."""
+        """`padded_positions`: embed boxes relative to the padded batch at inference too, as the published code does."""
         super().__init__()
         self.embed_dim = embed_dim
         self.padded_positions = padded_positions
@@ -104,7 +106,8 @@ class DINODecoder(nn.Module):
         self.class_heads = nn.ModuleList(class_heads)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.TRANSFORMER_DECODER; the layers attend to text where MODEL.TEXT_ENCODER.NAME is set."""
         decoder, dim = cfg.MODEL.TRANSFORMER_DECODER, cfg.MODEL.EMBED_DIM
         levels = cfg.MODEL.PIXEL_DECODER.NUM_FEATURE_LEVELS
         has_text = bool(cfg.MODEL.TEXT_ENCODER.NAME)
@@ -146,14 +149,12 @@ class DINODecoder(nn.Module):
             denoising=[_part(p, slice(queries.num_denoising)) for p in predictions],
         )
 
-    def refine(
-        self, queries: Queries, memory: Memory, text: TextFeatures | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def refine(self, queries: Queries, memory: Memory, text: TextFeatures | None) -> tuple[list[Tensor], list[Tensor]]:
         """Run the layers: normed states (B, Q, C) of each, and the references (B, Q, 4) that entered it."""
         content, reference = queries.content, queries.reference_points
         ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
         attention_mask = _attention_mask(queries)
-        padding_mask = memory.padding_mask if any_true(memory.padding_mask) else None
+        padding_mask = memory.padding_mask if memory.has_padding else None
         states, references = [], [reference]
         for i, layer in enumerate(self.layers):
             level_references = reference.detach()[:, :, None] * ratios  # (B, Q, L, 4)
@@ -191,10 +192,9 @@ class DINODecoder(nn.Module):
 
 def _attention_mask(queries: Queries) -> Tensor | None:
     """What self-attention may see: the denoising mask (Q, Q), or the queries that are no padding (B, 1, 1, Q)."""
-    padded = queries.padding_mask is not None and any_true(queries.padding_mask)
     if queries.attention_mask is None:
-        return key_mask(queries.padding_mask) if padded and queries.padding_mask is not None else None
-    if padded:
+        return None if queries.padding_mask is None else key_mask(queries.padding_mask)
+    if queries.padding_mask is not None:
         raise ValueError("queries cannot have denoising parts and padding at once: padding exists at inference only")
     return queries.attention_mask
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from grounding_dino.layers.blocks import MLP
+from grounding_dino.structures import TextFeatures
+
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
-
-from grounding_dino.layers.blocks import MLP
-from grounding_dino.structures import TextFeatures
 
 SCALES: dict[str, Callable[[int], float]] = {
     "none": lambda dim: 1.0,  # Grounding DINO

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from grounding_dino.layers.blocks import MLP, any_true
+from grounding_dino.modeling.pixel_decoder.deformable_encoder import cell_centres
+from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head
+from grounding_dino.structures import Memory, Predictions, Queries, TextFeatures
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-
-from grounding_dino.layers.blocks import MLP
-from grounding_dino.modeling.pixel_decoder.deformable_encoder import cell_centres
-from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head
-from grounding_dino.structures import Memory, Predictions, Queries, TextFeatures
 
 
 class QuerySelection(nn.Module):
@@ -19,7 +20,13 @@ class QuerySelection(nn.Module):
 
     @configurable
     def __init__(
-        self, *, embed_dim: int, num_queries: int, class_head: nn.Module, box_head: MLP, padding_selectable: bool = False
+        self,
+        *,
+        embed_dim: int,
+        num_queries: int,
+        class_head: nn.Module,
+        box_head: MLP,
+        padding_selectable: bool = False,
     ) -> None:
         """`padding_selectable`: rank padded tokens too, as the published code does also at inference."""
         super().__init__()
@@ -32,7 +39,8 @@ class QuerySelection(nn.Module):
         self.content = nn.Embedding(num_queries, embed_dim)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read MODEL.QUERY_SELECTION, and the heads' configuration."""
         return {
             "embed_dim": cfg.MODEL.EMBED_DIM,
             "num_queries": cfg.MODEL.QUERY_SELECTION.NUM_QUERIES,
@@ -61,11 +69,12 @@ class QuerySelection(nn.Module):
 
         A picture with fewer tokens than queries gets fewer queries; in a batch its surplus is marked as padding.
         """
-        padding_counts = self.training or self.padding_selectable
-        if not padding_counts:
-            scores = scores.masked_fill(memory.padding_mask, -math.inf)
-        indices = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
-        return indices, None if padding_counts else memory.padding_mask.gather(1, indices)
+        num_queries = min(self.num_queries, scores.shape[1])
+        if self.training or self.padding_selectable or not memory.has_padding:
+            return scores.topk(num_queries, dim=1).indices, None
+        indices = scores.masked_fill(memory.padding_mask, -math.inf).topk(num_queries, dim=1).indices
+        padding_mask = memory.padding_mask.gather(1, indices)
+        return indices, padding_mask if any_true(padding_mask) else None
 
 
 def token_proposals(memory: Memory) -> tuple[Tensor, Tensor]:
