@@ -118,6 +118,11 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _texts(source: Path) -> list[str]:
+    """All that is compiled: the source and the headers beside it."""
+    return [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+
+
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """Holds a lock file between processes; a process that dies lets go of it. Without file locks it does nothing:
@@ -178,7 +183,7 @@ def build_cpu(compiler: str | None = None) -> Path:
     """
     compiler = compiler or find_compiler()
     source = SOURCES / CPU_SOURCE
-    identity = _digest(source.read_text(encoding="utf-8"), _processor())
+    identity = _digest(*_texts(source), _processor())
     if compiler is None:
         earlier = sorted(kernel_cache().glob(f"{source.stem}-{identity}-*{LIBRARY_SUFFIX}"))
         if earlier:
@@ -196,7 +201,7 @@ def build_cuda(architectures: Sequence[str], nvcc: str | None = None) -> Path:
         raise KernelError("nvcc was not found (install the CUDA toolkit, or name it in NVCC or CUDA_HOME)")
     source = SOURCES / CUDA_SOURCE
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    identity = _digest(source.read_text(encoding="utf-8"), *targets)
+    identity = _digest(*_texts(source), *targets)
     return _build(CUDA_SOURCE, nvcc, [[nvcc, *_CUDA_FLAGS, *targets, str(source)]], identity)
 
 
