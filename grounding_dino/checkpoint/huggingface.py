@@ -75,13 +75,16 @@ def save_huggingface_folder(
 
 def _save_processor(folder: str, vocabulary: str, num_words: int) -> None:
     from transformers import BertTokenizer, GroundingDinoImageProcessor, GroundingDinoProcessor
+    from transformers import __version__ as version
 
     path = Path(vocabulary) if Path(vocabulary).is_file() else Path(ASSETS) / vocabulary
     words = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     if len(words) != num_words:
         raise CheckpointError(f"the vocabulary {path} has {len(words)} words, the text encoder {num_words}")
-    # vocab_file=... would make every word unknown in transformers 5
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    if int(version.split(".", 1)[0]) < 5:
+        tokenizer = BertTokenizer(str(path))
+    else:  # there a file would make every word unknown
+        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     images = GroundingDinoImageProcessor()
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
     images.save_pretrained(folder)  # older releases look for preprocessor_config.json
