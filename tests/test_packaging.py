@@ -1,0 +1,174 @@
+"""The distribution: what it declares, what its wheel holds, and that the wheel alone detects without a network."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import grounding_dino
+from grounding_dino.cli.doctor import PYTHON_TESTED, requirements
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "grounding_dino"
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+SETUP = "pyproject.toml", "setup.py", "README.md", "LICENSE"
+NOT_PACKED = {".md", ".log", ".so", ".pyc"}  # of the files below grounding_dino/
+# What an installed copy needs besides Python code.
+NEEDED = (
+    "grounding_dino/py.typed",
+    "grounding_dino/assets/bert-base-uncased-vocab.txt",
+    "grounding_dino/assets/shapes_tiny.safetensors",
+    "grounding_dino/configs/Base-GroundingDINO.yaml",
+    "grounding_dino/configs/grounding_dino/shapes_tiny.yaml",
+    "grounding_dino/compat/detectron2/__init__.py",
+    "grounding_dino/ops/csrc/ms_deform_attn_cpu.cpp",
+    "grounding_dino/ops/csrc/ms_deform_attn_cuda.cu",
+)
+STARS = {  # demo/pictures/stars.jpg: x, y, width, height as rendered
+    "blue star": (89, 51, 76, 76),
+    "black star": (176, 138, 135, 122),
+    "red cross": (78, 262, 86, 80),
+    "brown ring": (16, 112, 85, 91),
+    "purple circle": (201, 288, 55, 52),
+}
+
+DETECT = """
+import json, os, socket, sys
+
+def refuse(*arguments, **options):
+    raise OSError("this test has no network")
+
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+import grounding_dino
+found = grounding_dino.load_predictor()(sys.argv[1], categories=sys.argv[2:])
+import detectron2
+result = {
+    "folders": [os.path.dirname(grounding_dino.__file__), os.path.dirname(detectron2.__file__)],
+    "labels": list(found.labels),
+    "boxes": found.pred_boxes.tensor.tolist(),
+}
+print(json.dumps(result))
+"""
+
+
+def test_python_versions_are_one_range():
+    low, high = PYTHON_TESTED
+    requires = SpecifierSet(re.search(r'^requires-python = "(.*)"', PYPROJECT, re.MULTILINE).group(1))
+    assert f"{low[0]}.{low[1]}" in requires and f"{low[0]}.{low[1] - 1}" not in requires
+    assert f"{high[0]}.{high[1]}" in requires
+    assert f"{low} <= v <= {high}" in (ROOT / "Makefile").read_text()
+    assert f'target-version = "py{low[0]}{low[1]}"' in PYPROJECT
+
+
+def test_nobody_owns_the_name_detectron2():
+    """On the index: whoever takes it would be installed with us."""
+    assert not re.search(r'^\s*"detectron2', PYPROJECT, re.MULTILINE)
+
+
+def test_dependencies_have_lower_bounds():
+    wanted = requirements()
+    assert {"torch", "torchvision", "transformers", "tokenizers", "timm"} <= wanted.keys()
+    assert all(">=" in specifier for specifier in wanted.values())
+
+
+def test_python_files_are_in_packages():
+    """A folder whose name is no identifier is silently left out of a wheel."""
+    folders = {file.parent.relative_to(ROOT) for file in PACKAGE.rglob("*.py")}
+    assert not [folder for folder in folders if not all(part.isidentifier() for part in folder.parts)]
+
+
+def packed_files():
+    """What belongs into the wheel, by its name there."""
+    files = [file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    names = {str(file.relative_to(ROOT)) for file in files if file.suffix not in NOT_PACKED}
+    return names | {f"grounding_dino/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
+
+
+def run(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what the distribution is built from, so that nothing is written into the checkout."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SETUP:
+        shutil.copy(ROOT / name, folder)
+    for name in ("grounding_dino", "configs", "tests/cli"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    run([*pip, "--wheel-dir", str(folder), str(source)])
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert set(NEEDED) <= names
+    assert names == packed_files()
+    assert wheel.name.startswith(f"grounding_dino_detectron2-{grounding_dino.__version__}-py3-none-any")
+    assert wheel.stat().st_size < 24e6
+
+
+@pytest.mark.slow
+def test_source_distribution_builds_the_same_wheel(source, wheel, tmp_path):
+    build = "from setuptools import build_meta; import sys; print(build_meta.build_sdist(sys.argv[1]))"
+    run([sys.executable, "-c", build, str(tmp_path)], cwd=source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert {name.replace("grounding_dino/configs/", "configs/") for name in packed} <= names
+    assert set(SETUP) <= names
+
+
+def without_network():
+    """What to put before a command so that it has no network at all; nothing where the system does not allow that."""
+    for prefix in (["unshare", "--net"], ["unshare", "--map-root-user", "--net"]):
+        if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+    return []
+
+
+def overlap(box, truth):
+    x, y, width, height = truth
+    shared = (min(box[2], x + width) - max(box[0], x)), (min(box[3], y + height) - max(box[1], y))
+    common = max(shared[0], 0) * max(shared[1], 0)
+    return common / ((box[2] - box[0]) * (box[3] - box[1]) + width * height - common)
+
+
+@pytest.mark.slow
+def test_installed_copy_detects_from_another_folder_without_network(wheel, tmp_path):
+    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    run([*pip, str(wheel)])
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"PYTHONPATH": str(target), "GROUNDING_DINO_CACHE": str(tmp_path / "cache")}
+    picture = str(ROOT / "demo" / "pictures" / "stars.jpg")
+    command = [*without_network(), sys.executable, "-c", DETECT, picture, *STARS]
+    result = json.loads(run(command, cwd=elsewhere, env=environment).splitlines()[-1])
+    assert all(folder.startswith(str(target)) for folder in result["folders"])
+    found = {
+        name
+        for name, box in zip(result["labels"], result["boxes"], strict=True)
+        if name in STARS and overlap(box, STARS[name]) >= 0.5
+    }
+    assert len(found) >= 4, f"of {sorted(STARS)} only {sorted(found)} were found"
