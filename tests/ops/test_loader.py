@@ -179,6 +179,17 @@ def test_a_broken_compiler_leaves_the_twin(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_narrower_registers_give_the_same(tmp_path: Path) -> None:
+    """Without -march=native the kernel is built for the oldest processors of the architecture."""
+    compiler = loader.find_compiler()
+    assert compiler is not None
+    drop = 'for a; do shift; case "$a" in -march=*) ;; *) set -- "$@" "$a";; esac; done'
+    environment = {"CXX": _compiler(tmp_path, f'{drop}\nexec {compiler} "$@"'), "GROUNDING_DINO_KERNELS": "native"}
+    done = _use({**environment, "GROUNDING_DINO_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 0 and done.stdout.startswith("native"), done.stderr
+
+
+@pytest.mark.slow
 def test_two_processes_build_once(tmp_path: Path, real_library: Path) -> None:
     compiler = _compiler(tmp_path, f'sleep 2\ncp {real_library} "$target"')
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": compiler, "GROUNDING_DINO_CACHE": str(tmp_path / "c")}

@@ -22,7 +22,14 @@
 
 namespace {
 
+// As wide as the registers: compilers split wider vectors badly.
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t VecU32 __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 typedef int32_t VecI32 __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -32,7 +39,7 @@ typedef uint16_t bf16;  // the upper half of a float
 
 // ---- rows of vectors --------------------------------------------------------------------------------------------
 //
-// A bf16 vector of 32 channels is read as 16 words: even channels in the lower halves, odd ones in the upper. So a
+// A bf16 vector of 2 x kLanes channels is read as kLanes words: even channels in the lower halves, odd ones in the upper. So a
 // pair of fp32 vectors holds (even, odd) channels for bf16 and (lower, upper) ones for fp32: the same in every row,
 // and undone by save().
 
@@ -97,10 +104,11 @@ inline void save_some(const Vec* in, int64_t channels, T* p) {
   std::memcpy(p, padded, channels * sizeof(T));
 }
 
-inline Vec4 quarter_sums(const Vec& v) {  // lanes i, i + 4, i + 8, i + 12 added up
-  Vec4 part[4];
+inline Vec4 quarter_sums(const Vec& v) {  // lanes i, i + 4, i + 8, ... added up
+  Vec4 part[kLanes / 4];
   std::memcpy(part, &v, sizeof v);
-  return (part[0] + part[1]) + (part[2] + part[3]);
+  for (int i = 1; i < kLanes / 4; ++i) part[0] += part[i];
+  return part[0];
 }
 
 // ---- threads ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 //
 // The values of a head are first packed: rows one after the other (at a stride of heads x channels most of a cache's
 // sets would stay empty), padded to whole vectors, and a row of zeros at the end that stands in for all that is
-// outside. Then each (query, head) takes two steps: plan() turns its points into rows and weights, sixteen points at a
+// outside. Then each (query, head) takes two steps: plan() turns its points into rows and weights, many points at a
 // time, and the rows are read with whole-row vectors. Backward gives each (picture, head) to one thread, which adds up
 // the gradient of the values in query order: results depend neither on the number of threads nor on their timing.
 
