@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ from PIL import Image
 
 CATEGORIES = {90: "red square", 3: "green square", 17: "blue square"}  # ids with gaps, in no order
 COLOURS = {90: (220, 30, 30), 3: (30, 200, 30), 17: (30, 30, 220)}
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """A trainer sets up loggers, which would keep later tests from seeing what is logged."""
+    loggers = [logging.getLogger(name) for name in ("grounding_dino", "detectron2", "fvcore")]
+    before = [(log, log.handlers[:], log.propagate, log.level) for log in loggers]
+    for log in loggers:
+        log.propagate = True
+    yield
+    for log, handlers, propagate, level in before:
+        log.handlers[:], log.propagate = handlers, propagate
+        log.setLevel(level)
 
 
 @pytest.fixture
