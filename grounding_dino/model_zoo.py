@@ -119,7 +119,7 @@ def find_weights(cfg: CfgNode, config_name: str = "") -> str:
     Raises:
         FileNotFoundError: none of these is known.
     """
-    if cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS and not _is_start_of_recipe(cfg, config_name):
         return str(cfg.MODEL.WEIGHTS)
     shipped = ASSETS / f"{Path(config_name).stem}.safetensors"
     if config_name and shipped.is_file():
@@ -130,6 +130,13 @@ def find_weights(cfg: CfgNode, config_name: str = "") -> str:
         f"no weights are known for the configuration {config_name or 'given'!r}: name a checkpoint (weights=..., or "
         "MODEL.WEIGHTS in the configuration)"
     )
+
+
+def _is_start_of_recipe(cfg: CfgNode, config_name: str) -> bool:
+    """Whether MODEL.WEIGHTS is what a released recipe begins with, not what came out of it."""
+    if not cfg.MODEL.RELEASE.URL or Path(config_name).stem not in list_configs():
+        return False
+    return bool(load_cfg(config_name).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS)
 
 
 def resolve_device(device: str | None, fallback: bool = False) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from grounding_dino.checkpoint.files import CheckpointError
+from grounding_dino.ops.loader import cache_root
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import file_lock
@@ -20,17 +21,11 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "GROUNDING_DINO_CACHE"
 PACKAGE_PREFIX = "grounding_dino://"  # names files of this package: grounding_dino://assets/...
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TIMEOUT = 30.0  # seconds without an answer
 _CHUNK = 1 << 20
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z]+$")  # as torch.hub and mmdet name files
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: the variable GROUNDING_DINO_CACHE, or ~/.cache/grounding_dino."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/grounding_dino").expanduser()
 
 
 def is_url(path: str) -> bool:
@@ -60,7 +55,7 @@ def cached_path(url: str) -> Path:
     """Where the file of `url` lies, or will lie, in the cache."""
     parts = urlsplit(url)
     names = [re.sub(r"[^\w.+-]", "_", name) for name in unquote(parts.path).split("/") if name not in ("", ".", "..")]
-    return cache_folder().joinpath(parts.netloc.replace(":", "_"), *names)
+    return cache_root().joinpath(parts.netloc.replace(":", "_"), *names)
 
 
 def _download(url: str) -> Path:
