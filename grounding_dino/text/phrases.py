@@ -30,7 +30,8 @@ def category_scores(pred_logits: Tensor, prompt: Prompt) -> Tensor:
         source.append(first.setdefault(tuple(prompt.input_ids[column] for column in columns), row))
         if columns:
             rows[row, columns] = 1 / len(columns)
-    return (scores @ rows.T.to(scores.device))[..., source]
+    with torch.autocast(scores.device.type, enabled=False):  # which would round the scores, and tie them
+        return (scores @ rows.T.to(scores.device))[..., source]
 
 
 def decode_phrases(

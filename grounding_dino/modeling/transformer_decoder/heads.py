@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from grounding_dino.layers.blocks import MLP
+from grounding_dino.layers.box_ops import as_float32_at_least
 from grounding_dino.structures import TextFeatures
 
 import torch
@@ -32,8 +33,9 @@ class TokenContrast(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -math.log(99.0))) if bias else None
 
     def forward(self, queries: Tensor, text: TextFeatures) -> Tensor:
-        """`queries` (B, Q, C) -> (B, Q, T), -inf at padded tokens."""
-        logits = queries @ text.embeddings.mT * self.scale  # (B, Q, T)
+        """`queries` (B, Q, C) -> (B, Q, T) in float32 at least, -inf at padded tokens."""
+        with torch.autocast(queries.device.type, enabled=False):  # half precision would tie what is ranked by logits
+            logits = as_float32_at_least(queries) @ as_float32_at_least(text.embeddings).mT * self.scale  # (B, Q, T)
         if self.log_scale is not None:
             logits = logits * self.log_scale.exp()
         if self.bias is not None:

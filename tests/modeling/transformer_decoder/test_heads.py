@@ -38,6 +38,15 @@ def test_logits(scale: str, factor: float, bias: bool) -> None:
     assert set(head.state_dict()) == names
 
 
+def test_logits_are_float32_in_half_precision() -> None:
+    torch.manual_seed(0)
+    head, tokens, queries = TokenContrast(DIM, "sqrt_dim", True), text(), torch.randn(2, 5, DIM)
+    expected = head(queries, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(queries, tokens), expected)
+    assert head.bfloat16()(queries.bfloat16(), tokens).dtype == torch.float32
+
+
 def test_bias_starts_at_one_percent() -> None:
     logits = TokenContrast(DIM, "none", True)(torch.zeros(2, 1, DIM), text())
     assert logits[0, 0, 0].sigmoid().item() == pytest.approx(0.01)
