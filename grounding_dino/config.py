@@ -115,7 +115,7 @@ def _add_transformer_decoder(cfg: CN) -> None:
     cfg.MODEL.TRANSFORMER_DECODER.NUM_POINTS = 4
     cfg.MODEL.TRANSFORMER_DECODER.FFN_DIM = 2048
     cfg.MODEL.TRANSFORMER_DECODER.DROPOUT = 0.0
-    cfg.MODEL.TRANSFORMER_DECODER.SHARED_BOX_HEAD_ON = True  # one box head for all layers (authors), or one each (mmdet)
+    cfg.MODEL.TRANSFORMER_DECODER.SHARED_BOX_HEAD_ON = True  # one for all layers (authors), or one each (mmdet)
     cfg.MODEL.TRANSFORMER_DECODER.REFERENCE_EPS = 1e-3  # of the inverse sigmoid that refines references
     cfg.MODEL.TRANSFORMER_DECODER.BOX_EPS = 1e-3  # of the inverse sigmoid behind predicted boxes
     cfg.MODEL.TRANSFORMER_DECODER.ACTIVATION_CHECKPOINTING_ON = False
@@ -165,7 +165,7 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.WEIGHT_DECAY_NORM = 1e-4
-    # [pattern, learning-rate multiplier, decay multiplier]: the first regular expression found in a parameter's name wins.
+    # [pattern, learning-rate multiplier, decay multiplier]: the first regular expression found in a name wins.
     cfg.SOLVER.PARAMETER_GROUPS = [["^backbone\\.", 0.1, 1.0], ["^text_encoder\\.bert\\.", 0.1, 1.0]]
     cfg.SOLVER.FREEZE = []  # regular expressions of parameters that are not trained
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True

@@ -75,7 +75,7 @@ def fill() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def recipe_weights(fill: ModuleType):
-    """`recipe_weights(folder, manifest, shapes={})`: the state dict that a reference's recipe gives, in its own names."""
+    """`recipe_weights(folder, manifest, shapes={})`: a reference's state dict by its recipe, in its own names."""
 
     def build(folder: str, manifest: str, shapes: dict[str, list[int]] | None = None) -> dict[str, torch.Tensor]:
         root = REFERENCE / folder

@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import grounding_dino.modeling  # noqa: F401
+from grounding_dino.checkpoint.huggingface import save_huggingface_folder
 from grounding_dino.checkpoint.loading import load_weights
 from grounding_dino.checkpoint.origins import translate_checkpoint
-from grounding_dino.checkpoint.huggingface import save_huggingface_folder
 from grounding_dino.model_zoo import load_cfg
 from grounding_dino.text.prompt import collate_prompts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import grounding_dino.modeling
+import grounding_dino.modeling  # noqa: F401
 from grounding_dino.checkpoint.origins import translate_checkpoint
 from grounding_dino.model_zoo import load_cfg
 from grounding_dino.structures import DecoderOutput, Memory, Queries, TextFeatures
@@ -34,7 +34,9 @@ def model(recipe_weights) -> torch.nn.Module:
 class Run:
     """One reference case through our model, the reference's selection injected."""
 
-    def __init__(self, model: torch.nn.Module, golden: dict[str, np.ndarray], fill: ModuleType, prefix: str = "") -> None:
+    def __init__(
+        self, model: torch.nn.Module, golden: dict[str, np.ndarray], fill: ModuleType, prefix: str = ""
+    ) -> None:
         self.golden, self.prefix = golden, prefix
         inputs = [
             {"image": torch.from_numpy(fill.fill_image(h, w, seed=seed)).permute(2, 0, 1), "caption": str(caption)}
@@ -42,9 +44,7 @@ class Run:
         ]
         self.prompts = [model.prompts_of(x)[0] for x in inputs]
         with torch.no_grad():
-            self.backbone_maps = model.backbone(
-                _padded(model.preprocess_image(inputs))
-            )
+            self.backbone_maps = model.backbone(_padded(model.preprocess_image(inputs)))
             features = model.extract_features(model.preprocess_image(inputs))
             self.maps = torch.cat([m.flatten(2).transpose(1, 2) for m in features.maps], dim=1)
             self.position = model.pixel_decoder.position_embedding(features)
