@@ -83,7 +83,8 @@ class TrainStep(SimpleTrainer):
         if not self.grad_scaler.is_enabled():
             check_gradients(float(values[-1]), self.model, batch)
         SimpleTrainer.write_metrics(numbers, data_time, self.iter)
-        get_event_storage().put_scalar("grad_norm", float(values[-1]))
+        if torch.isfinite(values[-1]):
+            get_event_storage().put_scalar("grad_norm", float(values[-1]))
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.autocast_dtype is None:

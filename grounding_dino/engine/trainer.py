@@ -66,6 +66,7 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
+        logger.info("the seed of this run: %d", self.seed)
         check_test_sets(cfg)
         torch.manual_seed(self.seed)  # equal initial weights in every process
         model = self.build_model(cfg)
@@ -176,7 +177,8 @@ class Trainer(DefaultTrainer):
         if resumes:
             self.start_iter = self.iter + 1
             start_stream_at(self.data_loader, self.start_iter, self.seed)
-            logger.info("this run goes on with iteration %d of %d", self.start_iter, self.max_iter)
+            done, total = self.start_iter, self.max_iter
+            logger.info("this run goes on with iteration %d of %d, seed %d", done, total, self.seed)
             if self.start_iter >= self.max_iter:
                 logger.warning("all %d iterations are done; raise SOLVER.MAX_ITER to train longer", self.max_iter)
 

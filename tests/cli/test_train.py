@@ -16,6 +16,7 @@ from typing import Any
 
 from grounding_dino.cli import train as train_module
 from grounding_dino.cli.train import build_parser, load_config, main, processes_wanted, results_table, run
+from grounding_dino.data.datasets import register_refexp
 from grounding_dino.engine.trainer import Trainer
 
 import numpy as np
@@ -213,6 +214,24 @@ def test_evaluation_without_weights_takes_the_file_of_the_configuration(
         run(parsed(command("--eval-only")))
 
 
+def test_data_sets_of_different_kinds_are_evaluated_into_one_table(
+    command: Callable[..., list[str]], coco: str, tmp_path: Path
+) -> None:
+    images = json.loads((tmp_path / "boxes.json").read_text())["images"]
+    expressions = [{"image_id": 7, "caption": "the red box", "bbox": [10, 10, 20, 20]}]
+    (tmp_path / "words.json").write_text(json.dumps({"images": images, "expressions": expressions}))
+    register_refexp("words", str(tmp_path / "words.json"), str(tmp_path / "pictures"))
+    both = ("DATASETS.TEST", "('boxes', 'words')", "TEST.EVAL_PERIOD", "1", "SOLVER.MAX_ITER", "1")
+    results = run(parsed(command(opts=(*both, "SOLVER.BEST_CHECKPOINT_METRIC", "words/refexp/mIoU"))))
+    assert set(results["boxes"]) == {"bbox"} and set(results["words"]) == {"refexp"}
+    table = log_of(tmp_path).split("results:\n")[-1].splitlines()
+    assert [row.split()[:2] for row in table[:3]] == [["data", "set"], ["boxes", "bbox"], ["words", "refexp"]]
+    best = torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)
+    assert best["best_value"] == pytest.approx(results["words"]["refexp"]["mIoU"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])
+    assert {"boxes/bbox/AP50", "words/refexp/P@1"} <= set(metrics)
+
+
 def test_evaluation_names_a_missing_data_set(command: Callable[..., list[str]]) -> None:
     with pytest.raises(ValueError, match="'boxes2' of DATASETS.TEST cannot be evaluated on"):
         run(parsed(command("--eval-only", opts=("DATASETS.TEST", "('boxes2',)"))))
@@ -327,6 +346,7 @@ def test_two_processes_resume_and_meet_pictures_without_objects(
 SPOILT = """
 import grounding_dino
 from grounding_dino.cli import train
+from grounding_dino.data.datasets import register_refexp
 from grounding_dino.engine.trainer import Trainer
 from detectron2.engine import HookBase
 from detectron2.utils import comm

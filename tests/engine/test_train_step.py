@@ -144,6 +144,29 @@ def test_bfloat16_on_the_cpu_trains(train_cfg: ConfigBuilder) -> None:
     assert any(not torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
 
 
+def test_with_loss_scaling_a_step_that_overflows_is_left_out(train_cfg: ConfigBuilder) -> None:
+    trainer = Trainer(train_cfg("SOLVER.AMP.ENABLED", True))
+    assert not trainer._trainer.grad_scaler.is_enabled(), "bfloat16 needs none"
+    trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before: dict[str, torch.Tensor] = {}
+
+    def overflow(t: Any) -> None:
+        before.update(weights_of(t))
+        level_embed = t.model.pixel_decoder.level_embed
+        handles.append(level_embed.register_hook(lambda gradient: gradient * float("inf")))
+
+    def look(t: Any) -> None:
+        assert_unchanged(before, t)
+        assert t._trainer.grad_scaler.get_scale() == 2.0
+        handles.pop().remove()
+
+    handles: list[Any] = []
+    trainer.register_hooks([At(2, overflow), At(3, look)])
+    trainer.train()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.state_dict()["_trainer"]["grad_scaler"]["scale"] == 2.0
+
+
 def test_losses_fall(train_cfg: ConfigBuilder) -> None:
     trainer = Trainer(train_cfg("SOLVER.MAX_ITER", 15, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 2e-3))
     trainer.train()
