@@ -32,11 +32,14 @@ TOP = ("AP", "AP50")
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """Loggers and data sets are put back: a run sets up and registers some."""
+    """Loggers and data sets are put back: a run sets up and registers some. One thread is enough for tiny models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     loggers = [logging.getLogger(name) for name in ("grounding_dino", "detectron2", "fvcore")]
     before = [(log, log.handlers[:], log.propagate, log.level) for log in loggers]
     names = set(DatasetCatalog)
     yield
+    torch.set_num_threads(threads)
     for log, handlers, propagate, level in before:
         log.handlers[:], log.propagate = handlers, propagate
         log.setLevel(level)

@@ -12,6 +12,7 @@ import grounding_dino  # noqa: F401  (makes detectron2 importable)
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -31,6 +32,15 @@ def loggers_as_before() -> Iterator[None]:
     for log, handlers, propagate, level in before:
         log.handlers[:], log.propagate = handlers, propagate
         log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from a second thread, and waits long for one on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
