@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from grounding_dino.data.build import load_train_records
-from grounding_dino.data.mappers import build_mapper
+from grounding_dino.data.mappers import TextDetectionMapper, build_mapper
 
 import numpy as np
 import torch
@@ -191,7 +191,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     """The training loader of DATASETS.TRAIN; `DATALOADER.SAMPLER_TRAIN` may ask for repeat factors by frequency.
 
     Raises:
-        ValueError: no picture has an object that is no crowd, or an unknown sampler.
+        ValueError: no picture has an object that is no crowd, a prompt may list more names than the denoising part has
+            labels, or an unknown sampler.
     """
     records = load_train_records(cfg)
     if not any(_has_object(record) for record in records):
@@ -199,9 +200,11 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
             f"no picture of {', '.join(cfg.DATASETS.TRAIN)} has an object that is not a crowd region, so there is "
             "nothing to learn; check the annotations"
         )
+    mapper = build_mapper(cfg, is_train=True)
+    check_label_count(cfg, records, mapper)
     loader = build_stream_loader(
         records,
-        build_mapper(cfg, is_train=True),
+        mapper,
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
@@ -211,6 +214,27 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     iterations = len(records) / cfg.SOLVER.IMS_PER_BATCH
     logger.info("training on %d pictures; an epoch of them takes %.1f iterations", len(records), iterations)
     return loader
+
+
+def check_label_count(cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict | None]) -> None:
+    """See before training that no prompt can list more names than the denoising label embedding has rows.
+
+    Mappers other than :class:`TextDetectionMapper` are not looked into.
+
+    Raises:
+        ValueError: one can; the message says how many rows are needed.
+    """
+    if not cfg.MODEL.DENOISING.ENABLED_ON or not isinstance(mapper, TextDetectionMapper):
+        return
+    most, record = max(((mapper.most_labels(record), record) for record in records), key=lambda found: found[0])
+    if most > cfg.MODEL.DENOISING.NUM_LABELS:
+        kind = "phrases" if "caption" in record else "names"
+        raise ValueError(
+            f"a training prompt of {record.get('file_name')} (data set {record.get('dataset_name')!r}) can list {most} "
+            f"{kind}, but MODEL.DENOISING.NUM_LABELS is {cfg.MODEL.DENOISING.NUM_LABELS}; set "
+            f"MODEL.DENOISING.NUM_LABELS {most}. Where the checkpoint to start from holds another number of label "
+            "rows, as mmdet's and this project's do, add MODEL.WEIGHTS_IGNORE \"['^denoising']\""
+        )
 
 
 def _has_object(record: dict) -> bool:

@@ -1,4 +1,4 @@
-"""Which names a training prompt lists, and how a mirrored picture changes its words.
+"""Which names a training prompt lists, and how a mirrored picture changes its words of place.
 
 All random draws use numpy's global generator, which the data loader seeds per sample, as Detectron2's augmentations do.
 """
@@ -6,21 +6,37 @@ All random draws use numpy's global generator, which the data loader seeds per s
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
+from grounding_dino.text.prompt import encode_name, normalised_name
 from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
 
 import numpy as np
 
-_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-_SIDE_WORD = re.compile(rf"\b({'|'.join(_SIDES)})\b", re.IGNORECASE)
+_LEFT_RIGHT = {"left": "right", "leftmost": "rightmost"}
+_UP_DOWN = {
+    "above": "below",
+    "top": "bottom",
+    "topmost": "bottommost",
+    "upper": "lower",
+    "uppermost": "lowermost",
+    "highest": "lowest",
+}
+_SIDES, _HEIGHTS = ({**pairs, **{b: a for a, b in pairs.items()}} for pairs in (_LEFT_RIGHT, _UP_DOWN))
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def name_cost(name: str, tokenizer: WordPieceTokenizer) -> int:
     """Tokens that a name takes in a prompt of categories, with its closing period, without [CLS] and [SEP]."""
-    return len(tokenizer.encode(" ".join(name.lower().split()))) - 2 + 1
+    return len(encode_name(name, tokenizer)) + 1
+
+
+@functools.lru_cache(maxsize=256)
+def _most_names(names: tuple[str, ...], budget: int, tokenizer: WordPieceTokenizer) -> int:
+    """How many of the names fit into `budget` tokens at most: the cheapest ones."""
+    totals = itertools.accumulate(sorted(name_cost(name, tokenizer) for name in names))
+    return sum(total <= budget for total in totals)
 
 
 class TextSampler:
@@ -63,13 +79,22 @@ class TextSampler:
 
         A name that also belongs to a positive (a category listed twice) is no negative.
         """
-        present = {names[index].strip().lower() for index in positives}
-        absent = [index for index in range(len(names)) if names[index].strip().lower() not in present]
+        present = {normalised_name(names[index]) for index in positives}
+        absent = [index for index in range(len(names)) if normalised_name(names[index]) not in present]
         chosen = self._fit(names, _shuffled(sorted(set(positives))), self.budget)
         left = self.budget - sum(name_cost(names[index], self.tokenizer) for index in chosen)
         count = self._negative_count(len(absent), has_positives=bool(chosen))
         chosen += self._fit(names, _shuffled(absent)[:count], left)
         return _shuffled(chosen) if self.shuffle else sorted(chosen)
+
+    def most_categories(self, names: Sequence[str], num_positives: int) -> int:
+        """Upper bound on what :meth:`sample_categories` draws for a picture of so many different positives."""
+        wanted = len(names) if self.num_negatives == -1 else num_positives + self.num_negatives
+        return min(wanted, _most_names(tuple(names), self.budget, self.tokenizer))
+
+    def most_expressions(self, captions: Sequence[str], objects: Sequence[Hashable]) -> int:
+        """Upper bound on what :meth:`sample_expressions` draws."""
+        return min(len(set(objects)), _most_names(tuple(captions), self.budget, self.tokenizer))
 
     def sample_expressions(self, captions: Sequence[str], objects: Sequence[Hashable]) -> list[int]:
         """Indices of expressions that go into one prompt: of different objects each, any number that fits.
@@ -109,23 +134,31 @@ def _shuffled(indices: Sequence[int]) -> list[int]:
     return [indices[place] for place in np.random.permutation(len(indices))]
 
 
-def swap_sides(text: str, spans: Sequence[Sequence[int]] = ()) -> tuple[str, list[tuple[int, int]]]:
-    """`text` of a mirrored picture, "left" and "right" exchanged, and the character spans moved along.
+def swap_sides(
+    text: str, spans: Sequence[Sequence[int]] = (), *, horizontal: bool = True, vertical: bool = False
+) -> tuple[str, list[tuple[int, int]]]:
+    """`text` of a mirrored picture, its words of place exchanged, and the character spans moved along.
 
     A span that begins or ends inside an exchanged word grows to the whole word.
+
+    Args:
+        spans: begin and end of each, in characters of `text`.
+        horizontal: the picture was mirrored left to right: "left", "leftmost" and their opposites change places.
+        vertical: it was mirrored top to bottom: "above", "top", "topmost", "upper", "uppermost", "highest" and theirs.
     """
+    opposites = {**(_SIDES if horizontal else {}), **(_HEIGHTS if vertical else {})}
     parts: list[str] = []
     starts: list[int] = []  # of each old character, where it begins in the new text
     stops: list[int] = []  # and where it ends
     length = end = 0
-    for match in [*_SIDE_WORD.finditer(text), None]:
+    for match in [*_finditer(opposites, text), None]:
         plain = text[end : match.start()] if match else text[end:]
         starts += range(length, length + len(plain))
         stops += range(length + 1, length + len(plain) + 1)
         parts.append(plain)
         length += len(plain)
         if match:
-            word = _swapped_word(match.group())
+            word = _swapped_word(match.group(), opposites)
             starts += [length] * len(match.group())
             stops += [length + len(word)] * len(match.group())
             parts.append(word)
@@ -135,8 +168,12 @@ def swap_sides(text: str, spans: Sequence[Sequence[int]] = ()) -> tuple[str, lis
     return "".join(parts), moved
 
 
-def _swapped_word(word: str) -> str:
-    other = _SIDES[word.lower()]
+def _finditer(words: Collection[str], text: str) -> Iterator[re.Match[str]]:
+    return re.finditer(rf"\b({'|'.join(words)})\b", text, re.IGNORECASE) if words else iter(())
+
+
+def _swapped_word(word: str, opposites: Mapping[str, str]) -> str:
+    other = opposites[word.lower()]
     if word.isupper():
         return other.upper()
     return other.capitalize() if word[0].isupper() else other

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +24,9 @@ class RefExpEvaluator(DatasetEvaluator):
     """Share of expressions for which a right box (IoU with the truth) is among the k best-scored ones, in percent.
 
     Inputs are records of `load_refexp` (one expression each; several in one prompt count one by one), outputs the
-    model's `instances`, whose `pred_classes` index the record's expressions. An expression without an output counts as
-    wrong. The results are `{"refexp": {"P@1", "P@5", "P@10", "mIoU"}}`; mIoU is the mean IoU of the best-scored box.
+    model's `instances`, whose `pred_classes` index the record's expressions. Of several true boxes of an expression any
+    is right: a detection's IoU is the largest of its IoUs with them. An expression without an output counts as wrong.
+    The results are `{"refexp": {"P@1", "P@5", "P@10", "mIoU"}}`; mIoU is the mean IoU of the best-scored box.
 
     Args:
         dataset_name: a registered set of referring expressions.
@@ -33,6 +34,9 @@ class RefExpEvaluator(DatasetEvaluator):
         iou_threshold: from which IoU on a box is right (RefCOCO's metric: 0.5).
         distributed: gather from all processes.
         output_dir: where `refexp_overlaps.json` goes: per expression id the IoU of its best boxes; None: nowhere.
+
+    Raises:
+        ValueError: no usable rank; an expression id that occurs twice, or an expression without a box.
     """
 
     def __init__(
@@ -50,13 +54,23 @@ class RefExpEvaluator(DatasetEvaluator):
         self.iou_threshold = iou_threshold
         self.distributed = distributed
         self.output_dir = output_dir
-        self._truth: dict[Any, torch.Tensor] = {}
+        self._truth: dict[Any, torch.Tensor] = {}  # per expression id the boxes (N, 4) that are right
         for record in DatasetCatalog.get(dataset_name):
-            for annotation in record["annotations"]:
-                box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-                expression = record["expression_ids"][annotation["category_id"]]
-                self._truth[expression] = torch.tensor(box, dtype=torch.float32)
+            self._add_truth(record)
         self._overlaps: dict[Any, list[float]] = {}
+
+    def _add_truth(self, record: dict[str, Any]) -> None:
+        boxes: dict[int, list[list[float]]] = defaultdict(list)
+        for annotation in record["annotations"]:
+            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+            boxes[annotation["category_id"]].append(box)
+        for index, expression in enumerate(record["expression_ids"]):
+            where = f"{record.get('file_name')} of {self.dataset_name!r}"
+            if expression in self._truth:
+                raise ValueError(f"the expression id {expression!r} of {where} is another's too; ids have to differ")
+            if index not in boxes:
+                raise ValueError(f"the expression {expression!r} of {where} has no box; leave it out")
+            self._truth[expression] = torch.tensor(boxes[index], dtype=torch.float32)
 
     def reset(self) -> None:
         self._overlaps = {}
@@ -70,8 +84,8 @@ class RefExpEvaluator(DatasetEvaluator):
             for index, expression in enumerate(record["expression_ids"]):
                 own = torch.nonzero(classes == index).flatten()
                 best = own[scores[own].argsort(descending=True, stable=True)][: self.ranks[-1]]
-                overlaps = box_iou(boxes[best], self._truth[expression][None])  # (k, 1)
-                self._overlaps[expression] = overlaps.flatten().tolist()
+                overlaps = box_iou(boxes[best], self._truth[expression])  # (k, N)
+                self._overlaps[expression] = overlaps.amax(dim=1).tolist()
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The precisions; None on all but the main process."""

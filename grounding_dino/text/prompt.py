@@ -30,6 +30,9 @@ __all__ = [
     "collate_prompts",
     "decode_phrases",
     "decode_token_mask",
+    "encode_name",
+    "name_fault",
+    "normalised_name",
     "phrases_to_categories",
     "positive_map",
     "preprocess_caption",
@@ -95,23 +98,33 @@ def _encode_names(categories: Sequence[str], tokenizer: WordPieceTokenizer, max_
     for index, name in enumerate(categories):
         if not isinstance(name, str):
             raise TypeError(f"category {index} must be a string, not {type(name).__name__}: {name!r}")
-        ids = _encode_name(name, tokenizer)
-        if set(ids) <= tokenizer.delimiter_ids:
-            raise ValueError(f"category {index} ({name!r}) contains no word; give it a name or leave it out")
-        if len(ids) + 3 > max_tokens:
-            raise ValueError(
-                f"category {index} ({_shortened(name)!r}) has {len(ids)} tokens, but a prompt of {max_tokens} tokens "
-                f"holds a name of at most {max_tokens - 3}; shorten the name, or use it as a caption"
-            )
+        fault = name_fault(name, tokenizer, max_tokens)
+        if fault:
+            raise ValueError(f"category {index} ({_shortened(name)!r}) {fault}")
+        ids = encode_name(name, tokenizer)
         if set(ids) == {tokenizer.unknown_id}:
             _warn_unknown("category", _shortened(name))
         encoded.append(ids)
     return encoded
 
 
+def name_fault(name: str, tokenizer: WordPieceTokenizer, max_tokens: int = MAX_TOKENS) -> str:
+    """Why `name` cannot stand in a prompt, as what follows it in a sentence; "" where it can."""
+    ids = encode_name(name, tokenizer)
+    if set(ids) <= tokenizer.delimiter_ids:
+        return "contains no word; give it a name or leave it out"
+    if len(ids) + 3 > max_tokens:
+        return (
+            f"has {len(ids)} tokens, but a prompt of {max_tokens} tokens holds a name of at most {max_tokens - 3}; "
+            "shorten the name, or use it as a caption"
+        )
+    return ""
+
+
 @functools.lru_cache(maxsize=1 << 16)
-def _encode_name(name: str, tokenizer: WordPieceTokenizer) -> tuple[int, ...]:
-    return tokenizer.encode(_normalised(name)).ids[1:-1]
+def encode_name(name: str, tokenizer: WordPieceTokenizer) -> tuple[int, ...]:
+    """Token ids of a name as prompts write it, without its closing period, [CLS] and [SEP]."""
+    return tokenizer.encode(normalised_name(name)).ids[1:-1]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -125,7 +138,8 @@ def _warn_unknown(kind: str, text: str) -> None:
     )
 
 
-def _normalised(name: str) -> str:
+def normalised_name(name: str) -> str:
+    """A name as prompts write it; names that are equal then are one to the model."""
     return " ".join(name.lower().split())
 
 
@@ -143,7 +157,7 @@ def _category_prompt(entries: list[tuple[int, str, tuple[int, ...]]], tokenizer:
         spans.append(((start, end),))
     ranges.append((len(input_ids), len(input_ids) + 1))
     return Prompt(
-        caption=" ".join(f"{_normalised(name)} ." for _, name, _ in entries),
+        caption=" ".join(f"{normalised_name(name)} ." for _, name, _ in entries),
         input_ids=(*input_ids, tokenizer.end_id),
         position_ids=(*position_ids, 0),
         attention_ranges=tuple(ranges),

@@ -214,3 +214,49 @@ def test_an_unknown_sampler_is_refused(tiny_cfg: CfgNode, registered: Callable[.
     tiny_cfg.DATALOADER.SAMPLER_TRAIN = "Sampler"
     with pytest.raises(ValueError, match="unknown DATALOADER.SAMPLER_TRAIN 'Sampler'; choose from"):
         build_train_loader(tiny_cfg, seed=0)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_the_config_says_whether_batches_have_one_orientation(
+    tiny_cfg: CfgNode, registered: Callable[..., str], grouping: bool
+) -> None:
+    tiny_cfg.DATASETS.TRAIN = (registered("loader_test_orientation", [[annotation(0)]] * 12),)
+    tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.DATALOADER.NUM_WORKERS = 4, 0
+    tiny_cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+    loader = build_train_loader(tiny_cfg, seed=0)
+    batches = itertools.islice(loader.batch_sampler, 12)
+    mixed = [len({loader.dataset.records[index]["width"] > 50 for _, index in batch}) == 2 for batch in batches]
+    assert any(mixed) is not grouping
+
+
+def test_more_names_than_denoising_labels_are_refused_at_the_start(
+    tiny_cfg: CfgNode, registered: Callable[..., str]
+) -> None:
+    tiny_cfg.DATASETS.TRAIN = (registered("loader_test_labels", [[annotation(0)], [annotation(1)]]),)
+    tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.DATALOADER.NUM_WORKERS = 1, 0
+    tiny_cfg.MODEL.DENOISING.NUM_LABELS = 1
+    sentence = (
+        r"0.png \(data set 'loader_test_labels'\) can list 2 names, but MODEL.DENOISING.NUM_LABELS is 1; set "
+        r"MODEL.DENOISING.NUM_LABELS 2.*WEIGHTS_IGNORE"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        build_train_loader(tiny_cfg, seed=0)
+    # A picture has one class: without negatives its prompt has one name.
+    for key, value in (("INPUT.NUM_NEGATIVE_CATEGORIES", 0), ("MODEL.DENOISING.ENABLED_ON", False)):
+        allowed = tiny_cfg.clone()
+        allowed.merge_from_list([key, value])
+        build_train_loader(allowed, seed=0)
+    tiny_cfg.MODEL.DENOISING.NUM_LABELS = 2
+    build_train_loader(tiny_cfg, seed=0)
+
+
+def test_more_phrases_than_denoising_labels_are_refused_at_the_start(
+    tiny_cfg: CfgNode, request: pytest.FixtureRequest
+) -> None:
+    name = "loader_test_phrases"
+    caption = {"caption": "a cat and a dog", "phrases": [(0, 5), (10, 15)]}
+    DatasetCatalog.register(name, lambda: [{**records(1)[0], **caption, "annotations": [annotation(1)]}])
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.pop(name, None)))
+    tiny_cfg.DATASETS.TRAIN, tiny_cfg.MODEL.DENOISING.NUM_LABELS = (name,), 1
+    with pytest.raises(ValueError, match="can list 2 phrases"):
+        build_train_loader(tiny_cfg, seed=0)

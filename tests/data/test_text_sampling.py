@@ -53,6 +53,24 @@ def test_positives_come_first_within_the_token_budget():
 
 def test_a_second_entry_of_a_present_name_is_no_negative():
     assert sorted(TextSampler().sample_categories(["cat", "Cat ", "dog"], {0})) == [0, 2]
+    assert sorted(TextSampler().sample_categories(["hot dog", "Hot  dog", "dog"], {0})) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({}, 6), ({"num_negatives": 2}, 4), ({"num_negatives": 0}, 2), ({"max_tokens": 2 + 5}, 2)],
+)
+def test_the_most_names_of_a_prompt_are_known_beforehand(options, most):
+    sampler = TextSampler(**options)
+    drawn = [len(sampler.sample_categories(NAMES, {0, 1})) for _ in range(60)]
+    assert max(drawn) == most == sampler.most_categories(NAMES, 2)
+
+
+def test_the_most_expressions_of_a_prompt_are_known_beforehand():
+    captions, objects = ["the red star", "the star", "the ring", "the lowest shape"], ["a", "a", "b", "c"]
+    for sampler, most in ((TextSampler(), 3), (TextSampler(max_tokens=2 + 6), 2)):
+        assert max(len(sampler.sample_expressions(captions, objects)) for _ in range(60)) == most
+        assert sampler.most_expressions(captions, objects) == most
 
 
 def test_expressions_of_one_prompt_are_about_different_objects():
@@ -85,6 +103,22 @@ def test_parameters_out_of_range_are_refused(options, sentence):
 def test_sides_are_swapped_as_whole_words(text, mirrored):
     assert swap_sides(text)[0] == mirrored
     assert swap_sides(mirrored)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("the star above the left ring", "the star below the left ring"),
+        ("Top shelf, the BOTTOM one", "Bottom shelf, the TOP one"),
+        ("topmost, upper, uppermost, highest", "bottommost, lower, lowermost, lowest"),
+        ("stop flower laptop", "stop flower laptop"),
+    ],
+)
+def test_heights_are_swapped_only_in_a_picture_turned_upside_down(text, mirrored):
+    assert swap_sides(text, horizontal=False, vertical=True)[0] == mirrored
+    assert swap_sides(mirrored, horizontal=False, vertical=True)[0] == text
+    assert swap_sides(text, horizontal=False)[0] == text
+    assert "left" not in swap_sides(text, vertical=True)[0]
 
 
 def test_spans_move_along():

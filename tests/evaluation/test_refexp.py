@@ -64,6 +64,34 @@ def test_unanswered_expressions_count_as_wrong_and_reset_forgets(evaluator, capl
     assert evaluator.evaluate()["refexp"] == {"P@1": 0, "P@2": 0, "mIoU": 0}
 
 
+def _registered(request, records):
+    DatasetCatalog.register("test_refexp_other", lambda: records)
+    request.addfinalizer(lambda: (DatasetCatalog.pop("test_refexp_other"), MetadataCatalog.pop("test_refexp_other", 0)))
+    return "test_refexp_other"
+
+
+def test_any_of_several_boxes_is_right(request):
+    boxes = [_annotation(0, [0, 0, 10, 10]), _annotation(0, [20, 0, 10, 10])]
+    records = [{"expression_ids": ["a"], "annotations": boxes}]
+    evaluator = RefExpEvaluator(_registered(request, records), ranks=(1, 2))
+    for detected, right in (([0.0, 0, 10, 10], 100), ([20.0, 0, 30, 10], 100), ([40.0, 0, 50, 10], 0)):
+        evaluator.reset()
+        evaluator.process(records, [_output((detected, 0.5, 0))])
+        assert evaluator.evaluate()["refexp"] == {"P@1": right, "P@2": right, "mIoU": right}
+    evaluator.reset()
+    evaluator.process(records, [_output()])
+    assert evaluator.evaluate()["refexp"]["P@1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [([RECORDS[0]] * 2, "id 'a' .* another's too"), ([{**RECORDS[0], "annotations": []}], "'a' .* has no box")],
+)
+def test_records_that_cannot_be_counted_are_refused(request, records, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RefExpEvaluator(_registered(request, records))
+
+
 def test_ranks_are_checked():
     with pytest.raises(ValueError, match="ranks"):
         RefExpEvaluator(NAME, ranks=(0, 1))

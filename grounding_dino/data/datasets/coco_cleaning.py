@@ -6,13 +6,17 @@ example. What cannot is refused with a sentence that names the file and the reco
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
+
+from grounding_dino.text.prompt import name_fault, normalised_name
+from grounding_dino.text.tokenizer import build_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +91,11 @@ def clean_coco(content: Record, json_file: str, image_root: str) -> tuple[Record
     """Repaired content (a new dict; its records are copies where changed) and the report.
 
     Raises:
-        CocoFormatError: a category or picture without id or name, a category id given twice, no picture left.
+        CocoFormatError: a category or picture without id or name, a category id given twice, a category name that no
+            prompt holds, no picture left.
     """
     report = CleaningReport(json_file)
-    categories = _check_categories(content["categories"], json_file, report)
+    categories = _check_categories(content["categories"], json_file)
     images = _clean_images(content["images"], json_file, image_root, report)
     annotations = _clean_annotations(content["annotations"], images, {c["id"] for c in categories}, report)
     if not annotations and content["annotations"]:
@@ -110,28 +115,43 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_integer(value: object) -> TypeGuard[int]:
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number, and not a truth value, which Python counts as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 # ------------------------------------------------------------------------------------- categories and pictures
 
 
-def _check_categories(categories: list[Record], json_file: str, report: CleaningReport) -> list[Record]:
+def _check_categories(categories: list[Record], json_file: str) -> list[Record]:
     names: dict[int, str] = {}
+    written: set[str] = set()
     for index, category in enumerate(categories):
         number, name = category.get("id"), category.get("name")
         where = f"category {index} of {json_file} ({_short(category)})"
-        if not _is_integer(number):
+        if not is_integer(number):
             raise CocoFormatError(f"{where} has no integer 'id'; give it one")
-        if not isinstance(name, str) or not name.strip(" .?\t\r\n"):
-            raise CocoFormatError(f"{where} has no 'name' with a word in it; the name is what the model is asked for")
+        if not isinstance(name, str):
+            raise CocoFormatError(f"{where} has no 'name' that is text; the name is what the model is asked for")
+        check_name(name, f"the 'name' of {where}")
         if number in names:
             raise CocoFormatError(f"{where} has the id of {names[number]!r} too; category ids have to differ")
-        if name in names.values():
+        if normalised_name(name) in written:
             logger.warning("%s names two categories %r; the model cannot tell them apart", json_file, name)
         names[number] = name
+        written.add(normalised_name(name))
     return categories
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a name or an expression that no prompt of the packaged vocabulary and the usual length holds.
+
+    Raises:
+        CocoFormatError: it has no word or too many tokens; the message begins with `where`.
+    """
+    fault = name_fault(name, build_tokenizer())
+    if fault:
+        raise CocoFormatError(f"{where} {fault}")
 
 
 def _clean_images(
@@ -141,12 +161,13 @@ def _clean_images(
         raise CocoFormatError(f"{json_file} lists no pictures ('images' is empty)")
     if not os.path.isdir(image_root):
         raise FileNotFoundError(f"there is no picture folder {image_root!r}, which {json_file} needs; check the path")
+    """The usable pictures by their ids in the file; the ids in the records are all numbers or all text."""
     kept: dict[int | str, Record] = {}
     missing = []
     for index, image in enumerate(images):
         number, name = image.get("id"), image.get("file_name")
         where = f"picture {index} of {json_file} ({_short(image)})"
-        if not _is_integer(number) and not isinstance(number, str):
+        if not is_integer(number) and not isinstance(number, str):
             raise CocoFormatError(f"{where} has no 'id'; give it a number of its own")
         if not isinstance(name, str) or not name:
             raise CocoFormatError(f"{where} has no 'file_name'")
@@ -163,12 +184,27 @@ def _clean_images(
     if not kept:
         hint = f"; {os.path.join(image_root, missing[0])} for one is missing" if missing else ""
         raise CocoFormatError(f"{json_file} has no usable picture{hint}; check the picture folder")
-    return kept
+    return _one_type_of_ids(kept, report)
+
+
+def _one_type_of_ids(images: dict[int | str, Record], report: CleaningReport) -> dict[int | str, Record]:
+    """Numbers instead of ids that are text, where both occur: evaluation sorts ids, and the two have no order."""
+    numbers = [number for number in images if isinstance(number, int)]
+    if len(numbers) in (0, len(images)):
+        return images
+    fresh = itertools.count(max(numbers) + 1)
+    result = dict(images)
+    for number, image in images.items():
+        if isinstance(number, str):
+            result[number] = {**image, "id": next(fresh)}
+            example = f"{number!r}, now {result[number]['id']}"
+            report.note("renumbered pictures whose id is text, since the others' are numbers", example)
+    return result
 
 
 def _with_size(image: Record, path: str, example: str, report: CleaningReport) -> Record | None:
     """The record with the picture's width and height, read from the file where it has none."""
-    if all(_is_integer(image.get(key)) and image[key] > 0 for key in ("width", "height")):
+    if all(is_integer(image.get(key)) and image[key] > 0 for key in ("width", "height")):
         return image
     from detectron2.data import detection_utils
 
@@ -191,24 +227,26 @@ def _clean_annotations(
     seen: set[Any] = set()
     for index, annotation in enumerate(annotations):
         example = f"annotation {annotation.get('id', f'at place {index}')!r} of picture {annotation.get('image_id')!r}"
-        image = _lookup(images, annotation.get("image_id"))
+        image = lookup(images, annotation.get("image_id"))
         if image is None:
             report.note("dropped annotations of pictures that are not listed (or were dropped)", example)
-        elif not _is_integer(annotation.get("category_id")) or annotation["category_id"] not in category_ids:
+        elif not is_integer(annotation.get("category_id")) or annotation["category_id"] not in category_ids:
             number = annotation.get("category_id")
             report.note("dropped annotations of categories that are not listed", f"{example}, category {number!r}")
         else:
-            repaired = _clean_box(annotation, image, example, report)
+            repaired = clean_box(annotation, image, example, report)
             if repaired is not None:
                 kept.append(_clean_fields(repaired, image, example, report))
     return _distinct_ids(kept, seen, report)
 
 
-def _lookup(images: dict[int | str, Record], number: object) -> Record | None:
+def lookup(images: Mapping[int | str, Record], number: object) -> Record | None:
+    """The picture with this id; None where there is none, or where it is no id."""
     return images.get(number) if isinstance(number, (int, str)) else None
 
 
-def _clean_box(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record | None:
+def clean_box(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record | None:
+    """The annotation with its `bbox` (XYWH, pixels) inside its picture; None where nothing of the box is left."""
     box = annotation.get("bbox")
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(_is_number(value) for value in box):
         report.note("dropped annotations whose box is not four finite numbers", f"{example}, {_short(box)}")
@@ -231,8 +269,8 @@ def _clean_box(annotation: Record, image: Record, example: str, report: Cleaning
 
 
 def _clean_fields(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record:
-    """The annotation with `area`, `iscrowd` and, if any, a usable `segmentation`."""
-    repaired = dict(annotation)
+    """The annotation with its picture's id, `area`, `iscrowd` and, if any, a usable `segmentation`."""
+    repaired = {**annotation, "image_id": image["id"]}
     if repaired.get("iscrowd") not in (0, 1):
         if "iscrowd" in repaired:
             report.note("took annotations with a strange 'iscrowd' for single objects", example)
@@ -260,11 +298,7 @@ def usable_segmentation(segmentation: object, height: int, width: int) -> list[l
         counts = segmentation.get("counts")
         if isinstance(counts, str) and counts:
             return segmentation
-        if (
-            isinstance(counts, list)
-            and all(_is_integer(n) and n >= 0 for n in counts)
-            and sum(counts) == height * width
-        ):
+        if isinstance(counts, list) and all(is_integer(n) and n >= 0 for n in counts) and sum(counts) == height * width:
             return segmentation
     return None
 
@@ -281,11 +315,11 @@ def _is_polygon(polygon: object) -> bool:
 def _distinct_ids(annotations: Iterable[Record], seen: set[Any], report: CleaningReport) -> list[Record]:
     """Annotations with positive ids of their own: pycocotools takes id 0 for "unmatched" and merges equal ids."""
     annotations = list(annotations)
-    next_id = 1 + max((a["id"] for a in annotations if _is_integer(a.get("id"))), default=0)
+    next_id = 1 + max((a["id"] for a in annotations if is_integer(a.get("id"))), default=0)
     result = []
     for index, annotation in enumerate(annotations):
         number = annotation.get("id")
-        if not _is_integer(number) or number <= 0 or number in seen:
+        if not is_integer(number) or number <= 0 or number in seen:
             kind = "an id that was there already" if number in seen else "no usable id (a positive number)"
             report.note(f"renumbered annotations with {kind}", f"annotation {number!r} at place {index}")
             annotation = {**annotation, "id": max(next_id, 1)}

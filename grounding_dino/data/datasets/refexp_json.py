@@ -1,16 +1,26 @@
 """Referring expressions (a phrase and the box it names) as Detectron2 records.
 
 Two layouts are read: ours (`images` and `expressions` of image_id, caption, bbox; see datasets/README.md), and MDETR's
-for RefCOCO (one entry of `images` per phrase, with `caption`, and its one annotation).
+for RefCOCO (one entry of `images` per phrase, with `caption`, and its annotations). Several annotations of an MDETR
+entry are several right boxes of one expression, unless they mark different words: phrase grounding, which is refused.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from typing import Any
 
-from grounding_dino.data.datasets.coco_cleaning import CocoFormatError, read_coco
+from grounding_dino.data.datasets.coco_cleaning import (
+    CleaningReport,
+    CocoFormatError,
+    check_name,
+    clean_box,
+    is_integer,
+    lookup,
+    read_coco,
+)
 from grounding_dino.data.datasets.coco_json import set_metadata
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,6 +34,9 @@ def load_refexp(
 ) -> list[Record]:
     """Records with a prompt of their own: `categories` holds the expressions, `category_id` indexes them.
 
+    Boxes are cleaned as those of COCO files are; an expression without any box left is dropped, and one whose id is
+    another's too gets a new id, both with one warning that counts them.
+
     Args:
         group_by_picture: one record a picture with all its expressions, for training; else one record an
             expression, for evaluation, where each is asked for alone.
@@ -32,18 +45,22 @@ def load_refexp(
         records with `file_name, image_id, height, width, categories, referring=True, expression_ids, annotations`.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        CocoFormatError: it is not of either layout, or an expression has no caption, box or picture.
+        FileNotFoundError: no such file.
+        CocoFormatError: another layout, an expression that has no picture or no caption that a prompt holds, or no
+            expression left.
     """
     content = read_coco(json_file)
-    images = {image.get("id"): image for image in content["images"]}
+    report = CleaningReport(json_file)
+    images = _by_id(content["images"])
     groups: dict[Any, list[Record]] = {}
-    for index, expression in enumerate(_expressions(content, json_file)):
-        _check(expression, images, f"expression {index} of {json_file}")
-        picture = images[expression["image_id"]]["file_name"]
-        groups.setdefault(picture if group_by_picture else index, []).append(expression)
+    for index, expression in enumerate(_with_own_ids(_expressions(content, json_file), report)):
+        image = _check(expression, images, f"expression {index} of {json_file}")
+        cleaned = _clean(expression, image, report)
+        if cleaned is not None:
+            groups.setdefault(image["file_name"] if group_by_picture else index, []).append(cleaned)
+    report.settle(strict=False)
     if not groups:
-        raise CocoFormatError(f"{json_file} has no referring expressions")
+        raise CocoFormatError(f"{json_file} has no referring expressions with a box; check its boxes")
     if dataset_name is not None:
         set_metadata(dataset_name, json_file=json_file, image_root=image_root)
     return [_record(group, images[group[0]["image_id"]], image_root) for group in groups.values()]
@@ -61,41 +78,94 @@ def register_refexp(name: str, json_file: str, image_root: str, group_by_picture
     MetadataCatalog.get(name).set(image_root=image_root, evaluator_type="refexp")
 
 
+def _by_id(images: list[Record]) -> dict[int | str, Record]:
+    return {image["id"]: image for image in images if isinstance(image.get("id"), (int, str))}
+
+
 def _expressions(content: Record, json_file: str) -> list[Record]:
+    """Each with `id` (None where it has none), `image_id`, `caption` and `boxes`, unchecked."""
     if isinstance(content.get("expressions"), list):
+        for index, expression in enumerate(content["expressions"]):
+            if not isinstance(expression, dict):
+                raise CocoFormatError(f"entry {index} of 'expressions' in {json_file} is no object: {expression!r}")
         return [
-            {**expression, "id": expression.get("id", index)} for index, expression in enumerate(content["expressions"])
+            {**{key: entry.get(key) for key in ("id", "image_id", "caption")}, "boxes": [entry.get("bbox")]}
+            for entry in content["expressions"]
         ]
-    captions = {image.get("id"): image["caption"] for image in content["images"] if "caption" in image}
+    captions = {image["id"]: image["caption"] for image in _by_id(content["images"]).values() if "caption" in image}
     if not captions:
         raise CocoFormatError(f"{json_file} has neither a list 'expressions' nor captions in its 'images'")
-    return [
-        {
-            "id": annotation["image_id"],  # in MDETR's layout an entry of `images` is one expression
-            "image_id": annotation["image_id"],
-            "caption": captions[annotation["image_id"]],
-            "bbox": annotation.get("bbox"),
-        }
-        for annotation in content["annotations"]
-        if annotation.get("image_id") in captions
-    ]
+    found: dict[Any, list[Record]] = {}
+    for annotation in content["annotations"]:
+        number = annotation.get("image_id")
+        if isinstance(number, (int, str)) and number in captions:
+            found.setdefault(number, []).append(annotation)
+    return [_mdetr_expression(number, captions[number], boxes, json_file) for number, boxes in found.items()]
 
 
-def _check(expression: Record, images: dict[Any, Record], where: str) -> None:
-    if not isinstance(expression.get("caption"), str) or not expression["caption"].strip(" .?"):
-        raise CocoFormatError(f"{where} has no caption with a word in it")
-    image = images.get(expression.get("image_id"))
-    if image is None or not all(key in image for key in ("file_name", "height", "width")):
-        raise CocoFormatError(f"{where} ({expression['caption']!r}) has no picture with file_name, height and width")
-    box = expression.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not (box[2] > 0 and box[3] > 0):
-        raise CocoFormatError(f"{where} ({expression['caption']!r}) has no box with an area: {box!r}")
+def _mdetr_expression(number: int | str, caption: object, annotations: list[Record], json_file: str) -> Record:
+    marked = [annotation.get("tokens_positive") for annotation in annotations]
+    if any(words != marked[0] for words in marked):
+        raise CocoFormatError(
+            f"the boxes of entry {number!r} ({caption!r}) in {json_file} belong to different words of it "
+            "('tokens_positive'): this is phrase grounding, and only referring expressions are read, whose whole "
+            "caption names a thing; leave such entries out"
+        )
+    boxes = [annotation.get("bbox") for annotation in annotations]
+    return {"id": number, "image_id": number, "caption": caption, "boxes": boxes}
+
+
+def _with_own_ids(expressions: list[Record], report: CleaningReport) -> list[Record]:
+    """Expressions whose ids differ, since results are kept by id; what has no id gets a number."""
+    fresh = itertools.count(1 + max((e["id"] for e in expressions if is_integer(e["id"])), default=-1))
+    seen: set[str] = set()
+    result = []
+    for index, expression in enumerate(expressions):
+        number = expression["id"]
+        usable = is_integer(number) or isinstance(number, str)
+        # As text: results are written as json, whose keys are text.
+        if not usable or str(number) in seen:
+            if number is not None:
+                kind = "an id that was there already" if usable else "no usable id (a number or text)"
+                report.note(f"renumbered expressions with {kind}", f"expression {index}, id {number!r}")
+            expression = {**expression, "id": next(n for n in fresh if str(n) not in seen)}
+        seen.add(str(expression["id"]))
+        result.append(expression)
+    return result
+
+
+def _check(expression: Record, images: dict[int | str, Record], where: str) -> Record:
+    """The expression's picture; caption and picture are in order then."""
+    caption = expression["caption"]
+    if not isinstance(caption, str):
+        raise CocoFormatError(f"{where} has no caption that is text: {caption!r}")
+    check_name(caption, f"the caption {caption[:80]!r} of {where}")
+    image = lookup(images, expression["image_id"])
+    if (
+        image is None
+        or not isinstance(image.get("file_name"), str)
+        or not all(is_integer(image.get(key)) and image[key] > 0 for key in ("height", "width"))
+    ):
+        raise CocoFormatError(f"{where} ({caption!r}) has no picture with file_name, height and width")
+    return image
+
+
+def _clean(expression: Record, image: Record, report: CleaningReport) -> Record | None:
+    """The expression with the usable ones of its boxes, None where there is none."""
+    example = f"expression {expression['id']!r} of picture {image['id']!r}"
+    cleaned = [clean_box({"bbox": box}, image, example, report) for box in expression["boxes"]]
+    boxes = [found["bbox"] for found in cleaned if found is not None]
+    if not boxes:
+        report.note("dropped expressions without a usable box", f"{example}, {expression['caption']!r}")
+        return None
+    return {**expression, "boxes": boxes}
 
 
 def _record(expressions: list[Record], image: Record, image_root: str) -> Record:
     annotations = [
-        {"bbox": expression["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": index, "iscrowd": 0}
+        {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": index, "iscrowd": 0}
         for index, expression in enumerate(expressions)
+        for box in expression["boxes"]
     ]
     return {
         "file_name": os.path.join(image_root, image["file_name"]),

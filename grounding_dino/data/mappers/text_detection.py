@@ -33,7 +33,8 @@ class TextDetectionMapper:
     class names of its data set. `category_id` of an annotation indexes the phrases (a caption without any is one
     phrase), or the categories. In testing the text is handed on whole and in order. In training a prompt is drawn
     from the categories (see :class:`TextSampler`), and `gt_classes` indexes what was drawn; captions stay whole.
-    Where a picture of a caption or of referring expressions is mirrored, "left" and "right" change places in its words.
+    Where a picture of a caption or of referring expressions is mirrored, "left" and "right", or "above" and "below" and
+    the like, change places in its words.
 
     Call it with a record; it is not changed. In training None means: the picture cannot be used, take another. In
     testing an unreadable picture is replaced by a black one, so that it counts as missed and the evaluation goes on.
@@ -117,15 +118,29 @@ class TextDetectionMapper:
             return {**sample, **self._whole_text(record)}
         instances = self._instances(record, transforms, image.shape[:2])
         if "caption" in record:
-            return {**sample, **_caption(record, _is_mirrored(transforms)), "instances": instances}
+            return {**sample, **_caption(record, transforms), "instances": instances}
         names, chosen = self._draw_names(record, instances)
         if not chosen:
             logger.warning("no name of %s fits into a prompt; the picture is left out", record.get("file_name"))
             return None
-        if record.get("referring") and _is_mirrored(transforms):
-            names = [swap_sides(name)[0] for name in names]
+        if record.get("referring"):
+            names = [_mirrored_words(name, transforms)[0] for name in names]
         categories = [names[index] for index in chosen]
         return {**sample, "categories": categories, "instances": _renumbered(instances, chosen, len(names))}
+
+    def most_labels(self, record: Record) -> int:
+        """Upper bound on the names or phrases in a training prompt of `record`, 0 where it has no object to name."""
+        assert self.sampler is not None
+        objects = [annotation for annotation in record.get("annotations", ()) if not annotation.get("iscrowd", 0)]
+        if not objects:
+            return 0
+        if "caption" in record:
+            return max(1, len(record.get("phrases") or ()))
+        names = self._names(record)
+        if not record.get("referring"):
+            return self.sampler.most_categories(names, len({annotation["category_id"] for annotation in objects}))
+        referred = _referred(objects)
+        return self.sampler.most_expressions([names[index] for index in referred], list(referred.values()))
 
     def _read(self, record: Record, sample: Record) -> np.ndarray | None:
         try:
@@ -198,14 +213,18 @@ class TextDetectionMapper:
         instances.remove("places")
         if not record.get("referring"):
             return names, self.sampler.sample_categories(names, present)
-        boxes: dict[int, set[tuple[float, ...]]] = {}
-        for place, index in zip(places, instances.gt_classes.tolist()):
-            annotation = record["annotations"][place]
-            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            boxes.setdefault(index, set()).add(tuple(box))
-        objects = [frozenset(boxes[index]) for index in present]
-        drawn = self.sampler.sample_expressions([names[index] for index in present], objects)
+        objects = _referred([record["annotations"][place] for place in places])
+        drawn = self.sampler.sample_expressions([names[index] for index in present], [objects[i] for i in present])
         return names, [present[index] for index in drawn]
+
+
+def _referred(annotations: Sequence[Record]) -> dict[int, frozenset[tuple[float, ...]]]:
+    """The boxes that each expression refers to, as recorded: equal where two refer to the same object."""
+    boxes: dict[int, set[tuple[float, ...]]] = {}
+    for annotation in annotations:
+        box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        boxes.setdefault(annotation["category_id"], set()).add(tuple(box))
+    return {index: frozenset(found) for index, found in boxes.items()}
 
 
 def _with_crop(cfg: CfgNode, plain: list[T.Augmentation]) -> list[T.Augmentation]:
@@ -222,8 +241,15 @@ def _with_crop(cfg: CfgNode, plain: list[T.Augmentation]) -> list[T.Augmentation
     return [crop, *plain]
 
 
-def _is_mirrored(transforms: T.TransformList) -> bool:
-    return sum(isinstance(transform, T.HFlipTransform) for transform in _flat(transforms)) % 2 == 1
+def _mirrored_words(
+    text: str, transforms: T.TransformList, spans: Sequence[Sequence[int]] = ()
+) -> tuple[str, list[tuple[int, int]]]:
+    """`text` and its spans as they hold of the transformed picture."""
+    flips = [
+        sum(isinstance(transform, kind) for transform in _flat(transforms)) % 2 == 1
+        for kind in (T.HFlipTransform, T.VFlipTransform)
+    ]
+    return swap_sides(text, spans, horizontal=flips[0], vertical=flips[1])
 
 
 def _flat(transforms: T.TransformList) -> list[T.Transform]:
@@ -233,17 +259,15 @@ def _flat(transforms: T.TransformList) -> list[T.Transform]:
     return flat
 
 
-def _caption(record: Record, mirrored: bool) -> Record:
+def _caption(record: Record, transforms: T.TransformList) -> Record:
     """The caption and the spans of its phrases; a caption without any is one phrase."""
     caption = record["caption"]
     phrases = record.get("phrases") or [(0, len(caption))]
     # A phrase is one span or a list of them.
     nested = [[phrase] if isinstance(phrase[0], int) else list(phrase) for phrase in phrases]
-    if mirrored:
-        words, spans = swap_sides(caption, [span for spans in nested for span in spans])
-        moved = iter(spans)
-        return {"caption": words, "phrases": [[next(moved) for _ in phrase] for phrase in nested]}
-    return {"caption": caption, "phrases": [[(span[0], span[1]) for span in phrase] for phrase in nested]}
+    words, spans = _mirrored_words(caption, transforms, [span for spans in nested for span in spans])
+    moved = iter(spans)
+    return {"caption": words, "phrases": [[next(moved) for _ in phrase] for phrase in nested]}
 
 
 def _renumbered(instances: Instances, chosen: Sequence[int], num_names: int) -> Instances:

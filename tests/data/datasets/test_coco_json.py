@@ -76,6 +76,9 @@ def test_a_sound_file_is_loaded_with_classes_in_the_order_of_their_ids(folder, c
         ({"bbox": [50, 30, 30, 30]}, "clipped boxes that stand out of the picture: 1", [[50, 30, 10, 10]]),
         ({"bbox": [-5, 0, 15, 40.5]}, "clipped boxes", [[0, 0, 10, 40]]),
         ({"bbox": [50.5, 0, 10, 40.5]}, None, [[50.5, 0, 10, 40.5]]),
+        ({"bbox": [-1, 0, 15, 41]}, None, [[-1, 0, 15, 41]]),
+        ({"bbox": [50, 0, 11.25, 40]}, "clipped boxes", [[50, 0, 10, 40]]),
+        ({"bbox": [5, 0, 10, 41.25]}, "clipped boxes", [[5, 0, 10, 40]]),
         ({"bbox": [100, 100, 10, 10]}, "box is outside the picture: 1", []),
         ({"bbox": [10, 10, 0, 5]}, "box has no area: 1 .first: annotation 1 of picture 7", []),
         ({"bbox": [10, 10, -3, 5]}, "box has no area", []),
@@ -148,6 +151,29 @@ def test_missing_and_repeated_pictures_are_dropped(folder, caplog):
     assert [image["id"] for image in _scored(folder)["images"]] == [7, 9]
 
 
+def test_picture_ids_of_two_types_become_numbers_and_the_annotations_follow(folder, caplog):
+    content = _content()
+    content["images"][1]["id"] = content["annotations"][1]["image_id"] = "b"
+    records = _load(folder, content)
+    assert [record["image_id"] for record in records] == [7, 8]
+    assert [len(record["annotations"]) for record in records] == [1, 1]
+    assert [annotation["image_id"] for annotation in _scored(folder)["annotations"]] == [7, 8]
+    assert "whose id is text, since the others' are numbers: 1 (first: 'b', now 8)" in caplog.text
+    caplog.clear()
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "a"
+    assert [record["image_id"] for record in _load(folder, content, strict=True)] == ["a", "b"]
+    assert not caplog.records
+
+
+def test_names_that_prompts_write_alike_are_named(folder, caplog):
+    _load(folder, _with("categories", 0, name=" CAT"))
+    assert "two categories ' CAT'" not in caplog.text and "two categories 'cat'" in caplog.text
+
+
+def test_the_longest_name_of_a_prompt_is_loaded(folder):
+    _load(folder, _with("categories", 0, name="cat " * 253), strict=True)
+
+
 def test_a_missing_size_is_read_from_the_picture(folder, caplog):
     content = _content()
     del content["images"][0]["width"]
@@ -187,7 +213,10 @@ def _with(key, index, **change):
         ({**_content(), "images": ["a.png"]}, "entry 0 of 'images'"),
         (_without("categories"), "no list 'categories'"),
         (_with("categories", 1, name=None), "category 1 of .*has no 'name'"),
-        (_with("categories", 1, name=" . "), "category 1 of .*has no 'name'"),
+        (_with("categories", 1, name=" . "), "the 'name' of category 1 of .*contains no word"),
+        (_with("categories", 1, name="\u200b"), "the 'name' of category 1 of .*contains no word"),
+        (_with("categories", 1, name="\x00"), "the 'name' of category 1 of .*contains no word"),
+        (_with("categories", 1, name="cat " * 254), "the 'name' of category 1 of .*at most 253; shorten"),
         (_with("categories", 1, id="5"), "category 1 of .*has no integer 'id'"),
         (_with("categories", 1, id=90), "has the id of 'dog' too"),
         (_with("images", 0, id=None), "picture 0 of .*has no 'id'"),

@@ -51,9 +51,12 @@ def test_mdetr_layout_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (_ours(caption=" . "), "expression 1 of .*no caption"),
+        (_ours(caption=" . "), "caption .* of expression 1 of .*no word"),
+        (_ours(caption="ring " * 254), "caption .* of expression 1 of .*at most 253"),
+        (_ours(caption=None), "expression 1 of .*no caption"),
+        (_ours(image_id=[1]), "expression 1 of .*no picture"),
+        ({**_ours(), "expressions": ["ring"]}, "entry 0 of 'expressions'"),
         (_ours(image_id=3), "expression 1 of .*no picture"),
-        (_ours(bbox=[1, 2, 0, 3]), "expression 1 of .*no box"),
         ({"images": [{"id": 1}]}, "neither a list 'expressions' nor captions"),
         ({"images": [], "expressions": []}, "no referring expressions"),
     ],
@@ -61,3 +64,63 @@ def test_mdetr_layout_is_read(tmp_path):
 def test_other_content_is_refused_with_the_record(tmp_path, content, sentence):
     with pytest.raises(CocoFormatError, match=sentence):
         load_refexp(_write(tmp_path, content), "root")
+
+
+@pytest.mark.parametrize(
+    ("box", "warning"),
+    [
+        ([1, 2, 0, 3], "no area"),
+        (["1", 2, 3, 4], "not four finite numbers"),
+        (None, "not four finite numbers"),
+        ([500, 500, 10, 10], "outside the picture"),
+    ],
+)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_an_expression_without_a_usable_box_is_dropped_with_a_warning(tmp_path, caplog, box, warning, grouped):
+    (record,) = load_refexp(_write(tmp_path, _ours(bbox=box)), "root", group_by_picture=grouped)
+    assert record["categories"] == ["the red star"] and record["expression_ids"] == [11]
+    assert [annotation["category_id"] for annotation in record["annotations"]] == [0]
+    assert f"{warning}: 1 (first: expression 12 of picture 1" in caplog.text
+    assert "expressions without a usable box: 1" in caplog.text
+    only_bad = _ours(bbox=box)
+    del only_bad["expressions"][0]
+    with pytest.raises(CocoFormatError, match="no referring expressions with a box"):
+        load_refexp(_write(tmp_path, only_bad), "root")
+
+
+def test_a_box_that_stands_out_is_clipped(tmp_path, caplog):
+    records = load_refexp(_write(tmp_path, _ours(bbox=[40, 30, 30, 30])), "root")
+    assert records[1]["annotations"][0]["bbox"] == [40, 30, 10, 10]
+    assert "clipped boxes" in caplog.text
+
+
+@pytest.mark.parametrize(("change", "kind"), [({"id": 11}, "was there already"), ({"id": [1]}, "no usable id")])
+def test_ids_of_expressions_differ(tmp_path, caplog, change, kind):
+    records = load_refexp(_write(tmp_path, _ours(**change)), "root")
+    assert [record["expression_ids"] for record in records] == [[11], [12]]
+    assert caplog.text.count("renumbered expressions") == 1 and f"{kind}" in caplog.text
+
+
+def test_expressions_without_ids_are_numbered_in_silence(tmp_path, caplog):
+    content = _ours()
+    for expression in content["expressions"]:
+        del expression["id"]
+    assert [record["expression_ids"] for record in load_refexp(_write(tmp_path, content), "root")] == [[0], [1]]
+    assert not caplog.records
+
+
+def _mdetr(*words):
+    image = {"id": 1, "file_name": "a.jpg", "width": 50, "height": 40, "caption": "the kings"}
+    boxes = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    annotations = [{"image_id": 1, "bbox": box, "tokens_positive": word} for box, word in zip(boxes, words)]
+    return {"images": [image], "annotations": annotations, "categories": []}
+
+
+def test_several_boxes_of_an_mdetr_entry_belong_to_one_expression(tmp_path):
+    for grouped in (True, False):
+        (record,) = load_refexp(_write(tmp_path, _mdetr([[4, 9]], [[4, 9]])), "root", group_by_picture=grouped)
+        assert record["categories"] == ["the kings"] and record["expression_ids"] == [1]
+        assert [annotation["bbox"] for annotation in record["annotations"]] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        assert {annotation["category_id"] for annotation in record["annotations"]} == {0}
+    with pytest.raises(CocoFormatError, match="entry 1 .*phrase grounding"):
+        load_refexp(_write(tmp_path, _mdetr([[0, 3]], [[4, 9]])), "root")

@@ -135,6 +135,33 @@ def test_captions_stay_whole_with_their_phrases(picture, augmentations):
     assert whole["phrases"] == [[(0, len(caption))]]
 
 
+@pytest.mark.parametrize(
+    ("flip", "words"),
+    [
+        ("vertical", {"the left star below the ring"}),
+        ("horizontal", {"the right star above the ring"}),
+        ("none", {"the left star above the ring"}),
+    ],
+)
+def test_a_flipped_picture_keeps_its_words_true(picture, tiny_cfg, flip, words):
+    tiny_cfg.INPUT.RANDOM_FLIP, tiny_cfg.INPUT.MIN_SIZE_TRAIN = flip, (40,)
+    mapper = build_mapper(tiny_cfg, is_train=True)
+    plain = "the left star above the ring"
+    own = {"annotations": [_annotation(0, [0, 0, 30, 20])], "expression_ids": [1]}
+    box = {"vertical": [0, 20, 30, 40], "horizontal": [30, 0, 60, 20], "none": [0, 0, 30, 20]}[flip]
+    seen = set()
+    for record in (
+        _record(picture, categories=[plain], referring=True, **own),
+        _record(picture, caption=plain, **own),
+    ):
+        for _ in range(20):
+            sample = mapper(record)
+            (text,) = sample.get("categories") or [sample["caption"]]
+            assert (sample["instances"].gt_boxes.tensor.tolist() == [box]) == (text in words)
+            seen.add(text)
+    assert seen == words | ({plain} if flip != "none" else set())
+
+
 def test_in_testing_the_text_is_whole_and_in_order_without_ground_truth(picture):
     mapper = _mapper(is_train=False)
     assert mapper(_record(picture))["categories"] == CLASSES
@@ -199,3 +226,57 @@ def test_a_config_builds_it(picture, is_train):
             assert sorted(sample["categories"]) == sorted(CLASSES)
     finally:
         MetadataCatalog.pop(name, None)
+
+
+TEN = ["cat", "dog", "bird", "cow", "horse", "sheep", "car", "bus", "boat", "train"]
+
+
+@pytest.fixture
+def prompts(picture, tiny_cfg):
+    """`prompts(key, value, ...)`: 60 drawn prompts of a picture with one of ten classes, by a mapper of this config."""
+    name = "test_text_detection_ten"
+    MetadataCatalog.get(name).thing_classes = TEN
+
+    def draw(*options):
+        tiny_cfg.DATASETS.TRAIN, tiny_cfg.INPUT.MIN_SIZE_TRAIN = (name,), (40,)
+        tiny_cfg.merge_from_list(list(options))
+        mapper = build_mapper(tiny_cfg, is_train=True)
+        record = _record(picture, annotations=[_annotation(4, [0, 0, 30, 20])])
+        return [mapper(record)["categories"] for _ in range(60)]
+
+    yield draw
+    MetadataCatalog.pop(name, None)
+
+
+def test_the_config_sets_the_number_of_negatives(prompts):
+    assert {len(names) for names in prompts("INPUT.NUM_NEGATIVE_CATEGORIES", -1)} == {10}
+    assert {len(names) for names in prompts("INPUT.NUM_NEGATIVE_CATEGORIES", 3)} == {2, 3, 4}
+    assert {tuple(names) for names in prompts("INPUT.NUM_NEGATIVE_CATEGORIES", 0)} == {("horse",)}
+
+
+def test_the_config_sets_how_often_the_negatives_are_all_listed(prompts):
+    options = ("INPUT.NUM_NEGATIVE_CATEGORIES", 8, "INPUT.FULL_NEGATIVES_PROBABILITY")
+    full = {p: sum(len(names) == 9 for names in prompts(*options, p)) for p in (0.0, 0.5, 1.0)}
+    assert full[0.0] < 20 < full[0.5] < 45 and full[1.0] == 60
+
+
+def test_the_config_sets_the_order_of_names(prompts):
+    assert all(names == TEN for names in prompts("INPUT.SHUFFLE_CATEGORIES_ON", False))
+    assert len({tuple(names) for names in prompts("INPUT.SHUFFLE_CATEGORIES_ON", True)}) > 50
+
+
+def test_the_config_sets_the_tokens_of_a_prompt(prompts):
+    for tokens, most in ((4, 1), (8, 3), (256, 10)):
+        drawn = prompts("MODEL.TEXT_ENCODER.MAX_TOKENS", tokens)
+        assert {len(names) for names in drawn} == {most} and all("horse" in names for names in drawn)
+
+
+def test_the_most_labels_of_a_record(picture):
+    mapper = _mapper(sampler=TextSampler(num_negatives=0))
+    assert mapper.most_labels(_record(picture)) == 2
+    assert _mapper().most_labels(_record(picture)) == 3
+    assert _mapper().most_labels(_record(picture, annotations=[_annotation(0, [0, 0, 9, 9], iscrowd=1)])) == 0
+    assert mapper.most_labels(_record(picture, caption="a cat and a dog", phrases=[(0, 5), (10, 15), (2, 5)])) == 3
+    assert mapper.most_labels(_record(picture, caption="a cat")) == 1
+    same = [_annotation(0, [0, 0, 9, 9]), _annotation(1, [0, 0, 9, 9]), _annotation(2, [5, 5, 9, 9])]
+    assert mapper.most_labels(_record(picture, categories=CLASSES, referring=True, annotations=same)) == 2
