@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grounding_dino.config import add_grounding_dino_config
 
@@ -102,15 +102,53 @@ def _of_authors(path: Path) -> str:
 
 
 def load_cfg(config: CfgNode | str | Path = SHIPPED_MODEL, opts: Sequence[object] = ()) -> CfgNode:
-    """A configuration by name, path, or as a node (copied), with `KEY, VALUE, ...` overrides."""
+    """A configuration by name, path, or as a node (copied), with `KEY, VALUE, ...` overrides.
+
+    Raises:
+        FileNotFoundError, ValueError: as `get_config_file` and `merge_options` raise them.
+    """
     if isinstance(config, CfgNode):
         cfg = config.clone()
         cfg.defrost()
     else:
         cfg = get_cfg()
         cfg.merge_from_file(get_config_file(config))
-    cfg.merge_from_list([str(item) if isinstance(item, Path) else item for item in opts])
+    merge_options(cfg, opts)
     return cfg
+
+
+def merge_options(cfg: CfgNode, options: Sequence[object]) -> None:
+    """Override keys of `cfg` in place with `KEY, VALUE, ...`.
+
+    Raises:
+        ValueError: no pairs, an unknown key (the message names those that come close), or a value that does not fit.
+    """
+    if isinstance(options, str):
+        raise ValueError(f"options are a list of KEY, VALUE, ..., not the string {options!r}; give {options.split()}")
+    flags = [option for option in options if isinstance(option, str) and option.startswith("--")]
+    if flags:
+        raise ValueError(f"{flags[0]} stands behind the first KEY VALUE pair; move it before them")
+    if len(options) % 2:
+        text = " ".join(map(str, options))
+        raise ValueError(f"{text!r} are not pairs of KEY VALUE: one is left over")
+    known = set(_keys(cfg))
+    for key, value in zip(options[::2], options[1::2]):
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else "; grounding_dino/config.py lists them"
+            raise ValueError(f"there is no configuration key {key!r}{hint}")
+        try:
+            cfg.merge_from_list([key, str(value) if isinstance(value, Path) else value])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{key} cannot be {value!r}: {error.args[0]}") from error
+
+
+def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def find_weights(cfg: CfgNode, config_name: str = "") -> str:
@@ -147,14 +185,27 @@ def resolve_device(device: str | None, fallback: bool = False) -> str:
             default is "cuda" everywhere.
 
     Raises:
-        ValueError: CUDA is asked for and missing.
+        ValueError: no such kind of device, or one that this machine lacks.
     """
     import torch
 
     available = torch.cuda.is_available()
     if device is None:
         return "cuda" if available else "cpu"
-    if torch.device(device).type == "cuda" and not available:
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"there is no device {device!r}; say 'cuda', 'cuda:1', ... or 'cpu', or leave it out"
+        ) from None
+    if kind not in ("cpu", "cuda") and not (hasattr(torch, kind) and getattr(torch, kind).is_available()):
+        raise ValueError(f"torch finds no {kind!r} device on this machine; say 'cuda' or 'cpu', or leave it out")
+    if kind == "cuda" and available and index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is asked for, but torch finds only {torch.cuda.device_count()} CUDA device(s), "
+            "counted from 0"
+        )
+    if kind == "cuda" and not available:
         if not fallback:
             raise ValueError(
                 f"device {device!r} is asked for, but torch finds no CUDA device; leave it out or say 'cpu'"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.tables import format_table
@@ -57,7 +56,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     from grounding_dino.data.datasets import parse_dataset_argument
     from grounding_dino.engine.environment import prefer_available_device
-    from grounding_dino.model_zoo import SHIPPED_MODEL, get_cfg, get_config_file
+    from grounding_dino.model_zoo import SHIPPED_MODEL, get_cfg, get_config_file, merge_options
 
     cfg = get_cfg()
     args.config_file = get_config_file(args.config_file or SHIPPED_MODEL)
@@ -65,7 +64,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         cfg.merge_from_file(args.config_file)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{args.config_file} is no configuration of this project: {error.args[0]}") from error
-    _merge_options(cfg, args.opts or [])
+    merge_options(cfg, args.opts or [])
     for text in args.dataset:
         parse_dataset_argument(text)
     cfg.DATASETS.EXTRA = [*cfg.DATASETS.EXTRA, *args.dataset]
@@ -75,32 +74,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     prefer_available_device(cfg)
     cfg.freeze()
     return cfg
-
-
-def _merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    flags = [option for option in options if option.startswith("--")]
-    if flags:
-        raise ValueError(f"{flags[0]} stands behind the first KEY VALUE pair; move it before them")
-    if len(options) % 2:
-        raise ValueError(f"{' '.join(options)!r} are not pairs of KEY VALUE: one is left over")
-    known = set(_keys(cfg))
-    for key, value in zip(options[::2], options[1::2]):
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else "; grounding_dino/config.py lists them"
-            raise ValueError(f"there is no configuration key {key!r}{hint}")
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{key} cannot be {value!r}: {error.args[0]}") from error
-
-
-def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
