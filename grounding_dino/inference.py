@@ -9,12 +9,14 @@ Names, arguments, sizes, thresholds and phrases are the authors'. Two things are
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.model_zoo import build_model, load_cfg, resolve_device
 from grounding_dino.pictures import RgbArray, read_picture
+from grounding_dino.predictor import describe_non_finite
 from grounding_dino.structures import Predictions, Prompt
 from grounding_dino.text.phrases import decode_phrases, phrases_to_categories
 from grounding_dino.text.prompt import build_caption_prompt, preprocess_caption
@@ -30,6 +32,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import supervision
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["Model", "annotate", "load_image", "load_model", "predict", "preprocess_caption"]
 
 SHORTER_SIDE, LONGER_SIDE_MAX = 800, 1333
@@ -44,8 +48,19 @@ def load_model(model_config_path: str, model_checkpoint_path: str, device: str |
             configuration, which is recognised by its file name and neither needed nor executed.
         model_checkpoint_path: a checkpoint of any origin.
         device: by default a GPU where there is one, else the CPU.
+
+    A configuration whose pictures have another size than the authors' is warned of: `load_image` knows no model, and
+    resizes to the authors' size always.
     """
     cfg = load_cfg(model_config_path)
+    if cfg.INPUT.MIN_SIZE_TEST != SHORTER_SIDE:
+        logger.warning(
+            "%s is made for pictures with a shorter side of %d pixels, but load_image and Model give %d, as the "
+            "authors' do, which may find less; GroundingPredictor resizes as the configuration says",
+            model_config_path,
+            cfg.INPUT.MIN_SIZE_TEST,
+            SHORTER_SIDE,
+        )
     cfg.MODEL.DEVICE = resolve_device(device)
     return build_model(cfg, weights=model_checkpoint_path)
 
@@ -59,7 +74,7 @@ def resized_size(width: int, height: int) -> tuple[int, int]:
     shorter, longer = min(width, height), max(width, height)
     target = SHORTER_SIDE
     if longer / shorter * target > LONGER_SIDE_MAX:
-        target = round(LONGER_SIDE_MAX * shorter / longer)
+        target = max(round(LONGER_SIDE_MAX * shorter / longer), 1)  # no side may vanish
     if shorter == target:
         return width, height
     if width < height:
@@ -103,7 +118,8 @@ def predict(
         remove_combined: never join words of two phrases of the caption.
 
     Returns:
-        boxes (N, 4) cxcywh in [0, 1], their scores (N,), and N phrases, in the order of the model's queries.
+        boxes (N, 4) cxcywh in [0, 1], their scores (N,), and N phrases, in the order of the model's queries. As in
+        the authors' code a phrase is "" where no token exceeds `text_threshold`.
     """
     if device is not None:
         model = model.to(resolve_device(device))
@@ -122,10 +138,13 @@ def predict(
 
 @torch.no_grad()
 def _run(model: Any, image: Tensor, caption: str) -> tuple[Prompt, Predictions]:
-    """The raw answer for one normalised picture and one caption."""
+    """The raw answer for one normalised picture and one caption; ValueError if it is NaN."""
     prompt = build_caption_prompt(caption, model.text_encoder.tokenizer, model.text_encoder.max_tokens)
     features = model.extract_features([image.to(model.device)])
-    return model.predict(features, [[prompt]])[0][0]
+    answer: tuple[Prompt, Predictions] = model.predict(features, [[prompt]])[0][0]
+    if answer[1].pred_logits.isnan().any() or not answer[1].pred_boxes.isfinite().all():
+        raise ValueError(describe_non_finite(model))
+    return answer
 
 
 def select_detections(

@@ -7,19 +7,20 @@ found.pred_boxes, found.scores, found.labels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
 from grounding_dino.pictures import IMAGE_FORMATS, RgbArray, to_rgb
-from grounding_dino.text.phrases import decode_phrases
-from grounding_dino.text.prompt import build_caption_prompt
+from grounding_dino.text.phrases import best_words, decode_phrases
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.structures import Instances
 from torch import nn
 
@@ -50,7 +51,13 @@ class GroundingPredictor:
 
     @configurable
     def __init__(
-        self, *, model: nn.Module, min_size: int = 800, max_size: int = 1333, input_format: str = "RGB"
+        self,
+        *,
+        model: nn.Module,
+        min_size: int = 800,
+        max_size: int = 1333,
+        input_format: str = "RGB",
+        weights: str = "",
     ) -> None:
         """
         Args:
@@ -58,11 +65,13 @@ class GroundingPredictor:
             min_size: length in pixels of the shorter side that the model sees; 0 leaves pictures as they are.
             max_size: upper bound of the longer side.
             input_format: order of channels that the model expects, "RGB" or "BGR".
+            weights: where the model's weights come from, for messages.
         """
         if input_format not in IMAGE_FORMATS:
             raise ValueError(f"unknown INPUT.FORMAT {input_format!r}; choose from {list(IMAGE_FORMATS)}")
         self.model = model.eval()
         self.input_format = input_format
+        self.weights = weights
         self.resize = ResizeShortestEdge([min_size, min_size], max_size)
 
     @classmethod
@@ -72,6 +81,7 @@ class GroundingPredictor:
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "input_format": cfg.INPUT.FORMAT,
+            "weights": cfg.MODEL.WEIGHTS,
         }
 
     @torch.no_grad()
@@ -101,12 +111,16 @@ class GroundingPredictor:
         Returns:
             `Instances` on the CPU in the original picture's size, best first, a list of them for a list: `pred_boxes`,
             `scores`; with categories `pred_classes` (index into the picture's list) and `labels` (names), with a
-            caption `phrases`; `pred_masks` where the model gives them.
+            caption `phrases`; `pred_masks` where the model gives them. No phrase is empty: where no word exceeds
+            `text_threshold`, it is the best word.
 
         Raises:
-            TypeError, ValueError, FileNotFoundError: with a sentence that names the offending picture, text or value.
+            TypeError, ValueError, FileNotFoundError: with a sentence that names the offending picture, text or value;
+                ValueError also where the model answers with NaN.
         """
         for name, value in (("box_threshold", box_threshold), ("text_threshold", text_threshold)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} must be a number in [0, 1], such as 0.3, not {value!r}")
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
         single = _is_single(images)
@@ -115,10 +129,8 @@ class GroundingPredictor:
         if not pictures:
             return []
         inputs = [{**self.prepare(picture), **prompt} for picture, prompt in zip(pictures, prompts)]
-        outputs = self.model(inputs)
         results = []
-        for output, prompt in zip(outputs, prompts):
-            found = output["instances"].to("cpu")
+        for found, prompt in zip(self._answers(inputs), prompts):
             found = found[found.scores > box_threshold]
             if "categories" in prompt:
                 results.append(_name_categories(found, prompt["categories"], best_label_only))
@@ -126,11 +138,41 @@ class GroundingPredictor:
                 results.append(self._name_phrases(found, prompt["caption"], text_threshold))
         return results[0] if single else results
 
+    def check_prompt(
+        self,
+        categories: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        caption: str | Sequence[str] | None = None,
+    ) -> None:
+        """Refuse a text that no picture can be asked with, before there are pictures.
+
+        Raises:
+            TypeError, ValueError: as a call with this text does.
+        """
+        encoder: Any = self.model.text_encoder
+        for prompt in _prompts_of(categories, caption, None):
+            if "caption" in prompt:
+                build_caption_prompt(prompt["caption"], encoder.tokenizer, encoder.max_tokens)
+            else:
+                build_category_prompts(prompt["categories"], encoder.tokenizer, encoder.max_tokens)
+
+    def _answers(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+        """The model's answers, on the CPU; ValueError where they are NaN or infinite."""
+        try:
+            answers = [output["instances"].to("cpu") for output in self.model(inputs)]
+        except FloatingPointError as error:
+            raise ValueError(describe_non_finite(self.model, self.weights)) from error
+        if not all(found.scores.isfinite().all() for found in answers):
+            raise ValueError(describe_non_finite(self.model, self.weights))
+        return answers
+
     def prepare(self, picture: RgbArray) -> dict[str, Any]:
         """The model's input for an RGB picture (H, W, 3): resized, as a tensor, with the size to answer in."""
         height, width = picture.shape[:2]
         image = picture if self.input_format == "RGB" else picture[..., ::-1]
-        resized = self.resize.get_transform(image).apply_image(image)
+        transform = self.resize.get_transform(image)
+        if isinstance(transform, ResizeTransform):  # rounding may take the last pixel of a very thin picture
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        resized = transform.apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
 
@@ -138,8 +180,9 @@ class GroundingPredictor:
         encoder: Any = self.model.text_encoder
         prompt = build_caption_prompt(caption, encoder.tokenizer, encoder.max_tokens)
         phrases = decode_phrases(found.token_logits, prompt, encoder.tokenizer, text_threshold)
+        words = best_words(found.token_logits, prompt, encoder.tokenizer)
         found.remove("token_logits")
-        found.phrases = Labels(phrases)
+        found.phrases = Labels(phrase.strip() or word for phrase, word in zip(phrases, words))
         return found
 
 
@@ -159,7 +202,7 @@ def load_predictor(
         opts: `KEY, VALUE, ...` that override the configuration.
 
     Raises:
-        FileNotFoundError, ValueError: an unknown configuration, missing weights, a device that is not there.
+        FileNotFoundError, ValueError: an unknown configuration or key, missing weights, a device that is not there.
     """
     cfg = load_cfg(config_or_name, opts)
     if device is not None or "MODEL.DEVICE" not in opts:
@@ -169,38 +212,79 @@ def load_predictor(
     return GroundingPredictor(cfg)
 
 
+def describe_non_finite(model: nn.Module, weights: str = "") -> str:
+    """Why a model answers with NaN or infinite values: its weights (of the file `weights`), or something else."""
+    faulty = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if not faulty:
+        return (
+            "the model answers with NaN or infinite values, though its weights are finite; run it in float32, and "
+            f"look whether the weights{f' {weights!r}' if weights else ''} fit the configuration"
+        )
+    source = f"the checkpoint {weights!r}" if weights else "the model's weights"
+    tensors = f"{len(faulty)} tensor" + ("s" if len(faulty) > 1 else "")
+    return (
+        f"{source} cannot be used: {tensors} ({', '.join(faulty[:3])}{', ...' if len(faulty) > 3 else ''}) hold NaN or "
+        "infinite values, so the predictions do too; take a checkpoint from before the training went wrong"
+    )
+
+
 def _is_single(images: Any) -> bool:
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return images.ndim != 4
     return not isinstance(images, (list, tuple))
 
 
-def _prompts_of(categories: Any, caption: Any, count: int) -> list[dict[str, Any]]:
-    """The text part of each picture's input.
+def _prompts_of(categories: Any, caption: Any, count: int | None) -> list[dict[str, Any]]:
+    """The text part of each picture's input; `count` None is for as many pictures as there are texts.
 
     Raises:
+        TypeError: something else than texts.
         ValueError: both kinds of prompt, none, or another number of prompts than of pictures.
     """
     if (categories is None) == (caption is None):
-        given = "both" if categories is not None else "neither"
-        raise ValueError(f"say what to look for with either categories=[...] or caption='...'; {given} is given")
+        given = "both are" if categories is not None else "neither is"
+        raise ValueError(f"say what to look for with either categories=[...] or caption='...'; {given} given")
     if caption is not None:
-        captions = [caption] * count if isinstance(caption, str) else list(caption)
-        return [{"caption": text} for text in _one_each(captions, count, "captions")]
+        if not isinstance(caption, (str, list, tuple)):
+            raise TypeError(f"caption must be a text, or a list with one a picture, not {caption!r}")
+        captions = _one_each(caption, isinstance(caption, str), count, "captions")
+        for text in captions:
+            if not isinstance(text, str):
+                raise TypeError(f"each picture's caption must be a text, not {text!r}")
+        return [{"caption": text} for text in captions]
+    names, is_shared = _names_of(categories)
+    lists = _one_each(names, is_shared, count, "lists of categories")
+    return [{"categories": list(each)} for each in lists]
+
+
+def _names_of(categories: Any) -> tuple[list[Any], bool]:
+    """The names, and True, if they are for all pictures; else each picture's names, and False."""
     if isinstance(categories, str):
         raise TypeError(
             f"categories must be a list of names, not the string {categories!r}; give [...] of names, or caption=..."
         )
-    each = list(categories)
-    if not each or isinstance(each[0], str):
-        each = [each] * count
-    return [{"categories": list(names)} for names in _one_each(each, count, "lists of categories")]
+    if not isinstance(categories, Iterable):
+        raise TypeError(
+            f"categories must be a list of names, or a list with one such list a picture, not {categories!r}"
+        )
+    given = list(categories)
+    if not any(isinstance(item, Iterable) and not isinstance(item, str) for item in given):
+        return given, True
+    for index, item in enumerate(given):
+        if isinstance(item, str) or not isinstance(item, Iterable):
+            raise TypeError(
+                f"the categories of picture {index} must be a list of names, not {item!r}: one list for all pictures "
+                "holds only names, a list of one a picture only lists"
+            )
+    return given, False
 
 
-def _one_each(texts: list[Any], count: int, what: str) -> list[Any]:
-    if len(texts) != count:
+def _one_each(texts: Any, is_shared: bool, count: int | None, what: str) -> list[Any]:
+    if is_shared:
+        return [texts] * (1 if count is None else count)
+    if count is not None and len(texts) != count:
         raise ValueError(f"there are {len(texts)} {what} for {count} pictures; give one for all, or one each")
-    return texts
+    return list(texts)
 
 
 def _name_categories(found: Instances, categories: Sequence[str], best_label_only: bool) -> Instances:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 from pathlib import Path
 
@@ -210,6 +211,28 @@ def test_load_model(model, tmp_path):
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name].cpu(), value)
+
+
+def test_load_model_warns_of_another_size(monkeypatch, caplog):
+    monkeypatch.setattr("grounding_dino.inference.build_model", lambda cfg, weights: torch.nn.Identity())
+    load_model("swin_t_ogc", "a.pth", "cpu")
+    assert not caplog.messages
+    load_model("shapes_tiny", "a.pth", "cpu")
+    (message,) = caplog.messages
+    assert "shapes_tiny" in message and "GroundingPredictor" in message
+
+
+def test_no_side_of_a_thin_picture_vanishes():
+    assert min(resized_size(3000, 1)) == min(resized_size(1, 3000)) == 1
+    assert min(normalise_picture(np.zeros((1, 3000, 3), np.uint8)).shape) == 1
+
+
+def test_predictions_that_are_nan_are_refused(model, picture):
+    broken = copy.deepcopy(model)
+    name = next(name for name, _ in broken.named_parameters() if "box_heads" in name and name.endswith("bias"))
+    broken.get_parameter(name).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="model's weights cannot be used.*NaN"):
+        predict(broken, normalise_picture(picture), "a red circle", 0.0, 0.0)
 
 
 def test_load_model_explains_a_foreign_script(tmp_path):

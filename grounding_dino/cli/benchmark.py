@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grounding_dino.cli.arguments import count
 from grounding_dino.cli.tables import format_table
 from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
 
@@ -130,11 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
     parser.add_argument("--size", type=_size, default=(800, 1200), help="picture, height x width (default 800x1200)")
-    parser.add_argument("--queries", type=int, nargs="*", help="numbers of queries (default: one a cell)")
+    parser.add_argument("--queries", type=count, nargs="*", help="numbers of queries (default: one a cell)")
     parser.add_argument("--scattered", action="store_true", help="points anywhere instead of around their query")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median is given (default 7)")
+    parser.add_argument("--repeats", type=count, default=7, help="rounds, of which the median is given (default 7)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
     return parser
 

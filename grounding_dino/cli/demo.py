@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grounding_dino.cli.arguments import count, share
 from grounding_dino.cli.tables import format_table
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ examples:
       --caption "two dogs left of the man"
   %(prog)s --video-input in.mp4 --output out.mp4 --categories person
 Without --config-file and --weights the small model that comes with the package is used.
-The exit code is 0 if all went well, 1 if some pictures could not be read, 2 on wrong usage."""
+The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,14 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
     text.add_argument("--caption", help="free text; detections are named by its words")
     parser.add_argument(
         "--confidence-threshold",
-        type=_share,
+        type=share,
         default=0.35,
         metavar="X",
         help="least score of a detection (default: 0.35)",
     )
     parser.add_argument(
         "--text-threshold",
-        type=_share,
+        type=share,
         default=0.25,
         metavar="X",
         help="least score of a caption's word (default: 0.25)",
@@ -83,22 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", metavar="PATH", help="a folder for the drawn pictures, or a file for one; without it none are drawn"
     )
     parser.add_argument("--json", metavar="FILE", help="write all detections to this file")
-    parser.add_argument("--batch-size", type=_count, default=1, metavar="N", help="pictures run at once (default: 1)")
+    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures run at once (default: 1)")
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1]")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 @dataclass
@@ -114,8 +101,12 @@ class Report:
             {"file_name": path, "width": width, "height": height, "detections": detection_records(found)}
         )
 
-    def fail(self, path: str, reason: str) -> None:
-        self.records.append({"file_name": path, "error": reason})
+    def fail(self, path: str, reason: str, found: Instances | None = None) -> None:
+        if found is not None:
+            self.add(path, found)
+            self.records[-1]["error"] = reason
+        else:
+            self.records.append({"file_name": path, "error": reason})
         self.failures.append((path, reason))
 
 
@@ -126,9 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prompt = prompt_of(args)
         jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
+        prepare_json(args.json)
         from grounding_dino.predictor import load_predictor
 
         predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
+        predictor.check_prompt(**prompt)
         if args.input:
             return run_pictures(predictor, jobs, prompt, args)
         from grounding_dino.cli.video import run_video
@@ -155,6 +148,27 @@ def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
     if not names:
         raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
     return {"categories": names}
+
+
+def prepare_json(path: str | None) -> None:
+    """Make the folder of the file that --json names, so that a long run does not end without its results.
+
+    Raises:
+        ValueError: it is a folder itself, or its folder cannot be made.
+    """
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise ValueError(f"--json {path!r} is a folder; name a file, such as {str(Path(path) / 'detections.json')!r}")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--json {path!r}: its folder cannot be made ({error}); name another file") from error
+
+
+def write_json(path: str, records: list[dict[str, Any]]) -> None:
+    """Write the detections to the file that --json names."""
+    Path(path).write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def expand_inputs(paths: Sequence[str]) -> list[str]:
@@ -199,13 +213,17 @@ def plan_outputs(inputs: list[str], output: str | None) -> list[tuple[str, Path 
             raise ValueError(f"--output {output!r} is one file, but there are {len(inputs)} pictures; name a folder")
         planned = [target]
     else:
-        planned = []
+        names: dict[str, int] = {}  # name -> how often it was met
         for path in inputs:
-            name, number = Path(path), 1
-            while target / name.name in planned:
-                number += 1
-                name = Path(path).with_stem(f"{Path(path).stem}_{number}")
-            planned.append(target / name.name)
+            name = Path(path).name
+            while name in names:
+                names[name] += 1
+                numbered = Path(path).with_stem(f"{Path(path).stem}_{names[name]}").name
+                if numbered not in names:
+                    name = numbered
+                    break
+            names[name] = 1
+        planned = [target / name for name in names]
     sources = {Path(path).resolve() for path in inputs}
     for file in planned:
         if file.resolve() in sources:
@@ -221,18 +239,19 @@ def run_pictures(
     prompt: dict[str, Any],
     args: argparse.Namespace,
 ) -> int:
-    """Detect in all pictures; those that cannot be read are reported at the end. Returns the exit code."""
+    """Detect in all pictures; those that fail are reported at the end. Returns the exit code."""
     from tqdm import tqdm
 
     report = Report()
-    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) < 2) as bar:
-        for start in range(0, len(jobs), args.batch_size):
-            batch = jobs[start : start + args.batch_size]
-            run_batch(predictor, batch, prompt, args, report)
-            bar.update(len(batch))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report.records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        with tqdm(total=len(jobs), unit="picture", disable=len(jobs) < 2) as bar:
+            for start in range(0, len(jobs), args.batch_size):
+                batch = jobs[start : start + args.batch_size]
+                run_batch(predictor, batch, prompt, args, report)
+                bar.update(len(batch))
+    finally:  # also when stopped by Ctrl-C
+        if args.json:
+            write_json(args.json, report.records)
     if report.failures:
         print(f"{len(report.failures)} of {len(jobs)} pictures failed:", file=sys.stderr)
         for path, reason in report.failures:
@@ -256,21 +275,36 @@ def run_batch(
             pictures[path] = read_picture(path)
         except (ValueError, OSError) as error:
             report.fail(path, str(error))
-    results = predictor(
-        list(pictures.values()),
-        box_threshold=args.confidence_threshold,
-        text_threshold=args.text_threshold,
-        image_format="RGB",
-        **prompt,
-    )
-    found = dict(zip(pictures, results))
+    options = {**prompt, "box_threshold": args.confidence_threshold, "text_threshold": args.text_threshold}
+    found = detect(predictor, pictures, options, report)
     for path, target in batch:
         if path not in found:
             continue
         print_detections(path, found[path])
-        report.add(path, found[path])
         if target is not None:
-            draw_to(target, pictures[path], found[path])
+            try:
+                draw_to(target, pictures[path], found[path])
+            except OSError as error:
+                report.fail(path, f"its drawing {str(target)!r} cannot be written: {error}", found[path])
+                continue
+        report.add(path, found[path])
+
+
+def detect(
+    predictor: GroundingPredictor, pictures: dict[str, Any], options: dict[str, Any], report: Report
+) -> dict[str, Instances]:
+    """The detections by path; where a batch fails, its pictures are tried one by one, and the culprits reported."""
+    try:
+        return dict(zip(pictures, predictor(list(pictures.values()), image_format="RGB", **options)))
+    except Exception as error:  # whatever one picture does to the model, the others are to be done
+        logger.debug("%s failed", ", ".join(pictures), exc_info=True)
+        if len(pictures) == 1:
+            report.fail(next(iter(pictures)), str(error) or type(error).__name__)
+            return {}
+    found: dict[str, Instances] = {}
+    for path, picture in pictures.items():
+        found |= detect(predictor, {path: picture}, options, report)
+    return found
 
 
 def draw_to(target: Path, picture: Any, found: Instances) -> None:

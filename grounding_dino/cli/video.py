@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.cli.demo import detection_records
+from grounding_dino.cli.demo import detection_records, write_json
 from grounding_dino.predictor import GroundingPredictor
 from grounding_dino.visualization import draw_detections
 
@@ -65,7 +64,7 @@ def run_video(predictor: GroundingPredictor, path: str | None, prompt: dict[str,
         if writer is not None:
             writer.close()
         if args.json:
-            Path(args.json).write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(args.json, records)
         if show:
             cv2.destroyAllWindows()
     if path is not None and not records:

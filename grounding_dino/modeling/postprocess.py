@@ -72,9 +72,17 @@ def caption_instances(predictions: Predictions, size: tuple[int, int]) -> Instan
 
 
 def scale_boxes(boxes: Tensor, size: tuple[int, int]) -> Boxes:
-    """cxcywh in [0, 1] -> XYXY pixels of a picture of `size` (h, w), clipped to it."""
+    """cxcywh in [0, 1] -> XYXY pixels of a picture of `size` (h, w), clipped to it.
+
+    Raises:
+        FloatingPointError: the boxes hold NaN or infinite values.
+    """
     height, width = size
     corners = box_cxcywh_to_xyxy(boxes.float())
+    if not corners.isfinite().all():
+        raise FloatingPointError(
+            "the model predicts boxes that are NaN or infinite; look for such values in its weights (MODEL.WEIGHTS)"
+        )
     scaled = Boxes(corners * corners.new_tensor([width, height, width, height]))
     scaled.clip(size)
     return scaled

@@ -62,6 +62,36 @@ def decode_phrases(
     return [_phrase(mask, prompt.input_ids, tokenizer, *border) for mask, border in zip(keep, borders, strict=True)]
 
 
+def best_words(pred_logits: Tensor, prompt: Prompt, tokenizer: WordPieceTokenizer) -> list[str]:
+    """The word of the caption that each query fits best, whatever its score: a label where no token passes a threshold.
+
+    Args:
+        pred_logits: (Q, T) logits over the tokens, T >= len(prompt); columns beyond the prompt are ignored.
+
+    Returns:
+        Q words of `prompt.caption`, letters and digits up to the next other character.
+
+    Raises:
+        ValueError: the prompt has nothing but delimiters.
+    """
+    _check_columns(pred_logits, prompt)
+    caption = prompt.caption
+    ranges = tokenizer.encode(caption).offsets[: len(prompt)]
+    columns = [i for i, token in enumerate(prompt.input_ids) if token not in tokenizer.delimiter_ids]
+    columns = [i for i in columns if any(map(str.isalnum, caption[slice(*ranges[i])]))] or columns
+    if not columns:
+        raise ValueError(f"the caption {caption[:80]!r} contains no word; say what to look for")
+    words = []
+    for best in pred_logits[:, columns].argmax(-1).tolist():
+        start, end = ranges[columns[best]]
+        while start > 0 and caption[start - 1].isalnum() and caption[start].isalnum():
+            start -= 1
+        while end < len(caption) and caption[end].isalnum() and caption[end - 1].isalnum():
+            end += 1
+        words.append(caption[start:end])
+    return words
+
+
 def decode_token_mask(
     mask: Tensor, input_ids: Sequence[int], tokenizer: WordPieceTokenizer, left: int = 0, right: int = LAST_COLUMN
 ) -> str:

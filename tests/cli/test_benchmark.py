@@ -32,7 +32,16 @@ def test_numbers_of_queries(tmp_path: Path) -> None:
     assert [r["queries"] for r in json.loads(file.read_text())] == [3, 3, 50, 50]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--op", "--size", "800"], ["--op", "--size", "0x5"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--op", "--size", "800"],
+        ["--op", "--size", "0x5"],
+        ["--op", "--repeats", "0"],
+        ["--op", "--queries", "0"],
+    ],
+)
 def test_what_cannot_be_measured_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         benchmark.main(arguments)

@@ -126,6 +126,33 @@ def test_bad_pictures_are_reported_and_the_others_done(run, folder, tmp_path, ca
     assert [("error" in record) for record in records].count(True) == 2 and len(records) == 4
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_pictures_that_the_model_fails_on_are_reported(run, folder, predictor, tmp_path, capsys, monkeypatch, size):
+    prepare = predictor.prepare
+
+    def fail(picture):
+        if picture.shape[0] == 7:
+            raise RuntimeError("out of memory")
+        return prepare(picture)
+
+    monkeypatch.setattr(predictor, "prepare", fail)
+    Image.new("RGB", (7, 7)).save(folder / "1.png")
+    Image.new("RGB", (3000, 2)).save(folder / "thin.png")
+    assert run("--input", folder, "--json", tmp_path / "o.json", "--batch-size", size) == 1
+    error = capsys.readouterr().err
+    assert "1 of 4 pictures failed" in error and f"{folder / '1.png'}: out of memory" in error
+    records = {Path(record["file_name"]).name: record for record in json.loads((tmp_path / "o.json").read_text())}
+    assert records["1.png"]["error"] == "out of memory" and len(records["thin.png"]["detections"]) == 3
+
+
+def test_drawings_that_cannot_be_written_are_reported(run, folder, tmp_path, capsys):
+    (tmp_path / "out" / "1.png").mkdir(parents=True)
+    assert run("--input", folder, "--output", tmp_path / "out", "--json", tmp_path / "o.json") == 1
+    assert "1 of 3 pictures failed" in capsys.readouterr().err
+    records = json.loads((tmp_path / "o.json").read_text())
+    assert [("error" in record, len(record["detections"])) for record in records] == [(False, 3), (True, 3), (False, 3)]
+
+
 def test_caption_and_text(run, folder, tmp_path):
     for names in (["--caption", "a red circle"], ["--text", "red circle . blue star ."]):
         assert run("--input", folder / "0.png", "--json", tmp_path / "o.json", names=names) == 0
@@ -164,6 +191,11 @@ def test_inputs_are_expanded(folder, monkeypatch):
 def test_outputs_never_meet(tmp_path):
     planned = [str(file.relative_to(tmp_path)) for _, file in plan_outputs(["a/x.png", "b/x.png"], str(tmp_path))]
     assert planned == ["x.png", "x_2.png"]
+    taken = ["a/x.png", "a/x_2.png", "b/x.png", "c/x.png", "b/x_2.png"]
+    names = [file.name for _, file in plan_outputs(taken, str(tmp_path))]
+    assert names == ["x.png", "x_2.png", "x_3.png", "x_4.png", "x_2_2.png"]
+    many = [f"{i}/x.png" for i in range(20_000)]
+    assert len({file for _, file in plan_outputs(many, str(tmp_path))}) == len(many)
     with pytest.raises(ValueError, match="one file"):
         plan_outputs(["a.png", "b.png"], "out.png")
     with pytest.raises(ValueError, match="overwrite"):
@@ -181,6 +213,10 @@ def test_outputs_never_meet(tmp_path):
         (["--input", "x.png", "--categories", "a", "--config-file", "no_such"], "no_such"),
         (["--input", "x.png", "--categories", "a", "--weights", "no_such.pth"], "no_such.pth"),
         (["--video-input", "no_such.mp4", "--categories", "a"], "no_such.mp4"),
+        (["--input", "x.png", "--categories", "a", "--json", "."], "--json '.' is a folder"),
+        (["--video-input", "x.avi", "--categories", "a", "--json", "."], "--json '.' is a folder"),
+        (["--input", "x.png", "--categories", "a", "--json", "x.png/o.json"], "folder cannot be made"),
+        (["--input", "x.png", "--categories", "a", "--device", "gpu"], "there is no device 'gpu'"),
     ],
 )
 def test_wrong_usage_is_a_sentence(weights, arguments, message, capsys, tmp_path, monkeypatch):
@@ -193,6 +229,24 @@ def test_wrong_usage_is_a_sentence(weights, arguments, message, capsys, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["INPUT.MIN_SIZE_TESTS", "64"], "did you mean INPUT.MIN_SIZE_TEST"),
+        (["INPUT.MIN_SIZE_TEST"], "one is left over"),
+    ],
+)
+def test_wrong_configuration_options_are_a_sentence(folder, options, message, capsys):
+    assert main(["--input", str(folder / "0.png"), "--categories", "a", "--opts", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_no_number(capsys):
+    with pytest.raises(SystemExit):
+        main(["--input", "x.png", "--categories", "a", "--confidence-threshold", "abc"])
+    assert "'abc' is not a number; give one in [0, 1]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         [],
@@ -202,6 +256,7 @@ def test_wrong_usage_is_a_sentence(weights, arguments, message, capsys, tmp_path
         ["--input", "x.png", "--video-input", "y.mp4", "--categories", "a"],
         ["--input", "x.png", "--categories", "a", "--confidence-threshold", "35"],
         ["--input", "x.png", "--categories", "a", "--batch-size", "0"],
+        ["--input", "x.png", "--categories", "a", "--batch-size", "two"],
     ],
 )
 def test_wrong_options_end_with_usage(arguments, capsys):
@@ -245,6 +300,11 @@ def test_video(run, video, tmp_path, output):
     assert frames.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and frames.get(cv2.CAP_PROP_FPS) == pytest.approx(5.0)
     records = json.loads((tmp_path / "o.json").read_text())
     assert [record["frame"] for record in records] == [0, 1, 2, 3, 4] and len(records[0]["detections"]) == 3
+
+
+def test_video_makes_the_folder_of_its_numbers(run, video, tmp_path):
+    assert run("--video-input", video, "--json", tmp_path / "new" / "o.json") == 0
+    assert len(json.loads((tmp_path / "new" / "o.json").read_text())) == 5
 
 
 def test_video_without_a_window_needs_an_output(run, video, monkeypatch, capsys):

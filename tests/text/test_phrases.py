@@ -1,7 +1,13 @@
 import json
 from pathlib import Path
 
-from grounding_dino.text.phrases import category_scores, decode_phrases, decode_token_mask, phrases_to_categories
+from grounding_dino.text.phrases import (
+    best_words,
+    category_scores,
+    decode_phrases,
+    decode_token_mask,
+    phrases_to_categories,
+)
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, preprocess_caption
 from grounding_dino.text.tokenizer import build_tokenizer
 
@@ -81,6 +87,23 @@ def test_remove_combined_in_a_cut_caption(tokenizer):
     prompt = build_caption_prompt("cat dog " * 4, tokenizer, max_tokens=5)  # [CLS] cat dog cat dog, no delimiter after
     logits = torch.tensor([[0.0, 1.0, 2.0, -9.0, 1.0]])
     assert decode_phrases(logits, prompt, tokenizer, 0.5, remove_combined=True) == ["cat dog dog"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "best", "word"),
+    [
+        ("a red circle .", 2, "red"),
+        ("a red circle .", 4, "a"),  # the period itself is no word
+        ("xylographers, two", 2, "xylographers"),  # a piece of a word
+        ("🐈 .", 1, "🐈"),  # unknown, and no letter
+    ],
+)
+def test_best_words(tokenizer, caption, best, word):
+    prompt = build_caption_prompt(caption, tokenizer)
+    logits = torch.full((1, len(prompt) + 2), -9.0)
+    logits[0, best] = -1.0
+    assert best_words(logits, prompt, tokenizer) == [word]
+    assert best_words(logits[:0], prompt, tokenizer) == []
 
 
 def test_no_queries(tokenizer):

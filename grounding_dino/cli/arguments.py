@@ -1,0 +1,27 @@
+"""Kinds of values on the command lines, refused in words."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; give one in [0, 1], such as 0.35") from None
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1]")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; give 1 or more") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number; give 1 or more")
+    return value
