@@ -131,7 +131,7 @@ def merge_options(cfg: CfgNode, options: Sequence[object]) -> None:
     if len(options) % 2:
         text = " ".join(map(str, options))
         raise ValueError(f"{text!r} are not pairs of KEY VALUE: one is left over")
-    known = set(_keys(cfg))
+    known = set(config_keys(cfg))
     for key, value in zip(options[::2], options[1::2]):
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=3)
@@ -143,10 +143,11 @@ def merge_options(cfg: CfgNode, options: Sequence[object]) -> None:
             raise ValueError(f"{key} cannot be {value!r}: {error.args[0]}") from error
 
 
-def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The full names of all keys of a configuration, "MODEL.WEIGHTS" and the like, each behind `prefix`."""
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from config_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import grounding_dino  # noqa: F401  # makes detectron2 importable
 from grounding_dino.cli import benchmark, convert_weights, demo, train
 from grounding_dino.data.shapes import prepare
-from grounding_dino.model_zoo import get_cfg, get_config_file, list_configs, load_cfg
+from grounding_dino.model_zoo import config_keys, get_cfg, get_config_file, list_configs, load_cfg
 
 import pytest
 
@@ -57,7 +57,7 @@ def script_commands():
 
 
 COMMANDS = script_commands()
-CONFIG_KEYS = set(train._keys(get_cfg()))
+CONFIG_KEYS = set(config_keys(get_cfg()))
 SECTIONS = {key.rsplit(".", count)[0] for key in CONFIG_KEYS for count in range(1, key.count(".") + 1)}
 
 
