@@ -40,7 +40,7 @@ def _add_model(cfg: CN) -> None:
 def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.NAME = "SwinTransformer"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # ResNet: stages frozen, counted from the stem
-    cfg.MODEL.BACKBONE.WEIGHTS = ""  # weights of the backbone alone (.pth, .safetensors)
+    cfg.MODEL.BACKBONE.WEIGHTS = ""  # of the backbone alone (.pth, .safetensors); read when a training starts
 
     cfg.MODEL.SWIN = CN()
     cfg.MODEL.SWIN.EMBED_DIM = 96
@@ -55,7 +55,7 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "resnet18"  # any timm model that supports features_only; outputs are named by stride: "s8"
     cfg.MODEL.TIMM.OUT_STRIDES = [8, 16, 32]
-    cfg.MODEL.TIMM.PRETRAINED_ON = False  # fetches weights through timm; needs a network
+    cfg.MODEL.TIMM.PRETRAINED_ON = False  # fetch timm's weights when a training starts; needs a network
     cfg.MODEL.TIMM.OPTIONS = CN(new_allowed=True)  # further keyword arguments of timm.create_model
 
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
@@ -65,7 +65,7 @@ def _add_backbones(cfg: CN) -> None:
 def _add_text_encoder(cfg: CN) -> None:
     cfg.MODEL.TEXT_ENCODER = CN()
     cfg.MODEL.TEXT_ENCODER.NAME = "BertEncoder"  # "" for models without text
-    cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""  # a local folder or file with BERT's weights
+    cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""  # a local folder or file of BERT's; read when a training starts
     cfg.MODEL.TEXT_ENCODER.VOCABULARY = ""  # a WordPiece vocabulary file; "" is bert-base-uncased's, in the package
     cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 256
     cfg.MODEL.TEXT_ENCODER.HIDDEN_SIZE = 768
@@ -173,6 +173,6 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""  # e.g. "bbox/AP"; "" keeps no best checkpoint
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16"; used where SOLVER.AMP.ENABLED
-    cfg.SOLVER.CHECKPOINTS_KEPT = 5  # older periodic checkpoints are removed; 0 keeps all
+    cfg.SOLVER.CHECKPOINTS_KEPT = 5  # older periodic checkpoints of the run are removed; 0 keeps all
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations

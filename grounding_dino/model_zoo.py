@@ -152,13 +152,21 @@ def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def find_weights(cfg: CfgNode, config_name: str = "") -> str:
+def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = ()) -> str:
     """The weights of a configuration: its MODEL.WEIGHTS, else the shipped file, else the released one's URL.
+
+    What a released recipe itself names as MODEL.WEIGHTS is where its training starts, and gives way to what came out of
+    it; weights named in `opts` never give way.
+
+    Args:
+        config_name: the name or path that `cfg` was read from, "" if unknown.
+        opts: the `KEY, VALUE, ...` overrides that are part of `cfg`.
 
     Raises:
         FileNotFoundError: none of these is known.
     """
-    if cfg.MODEL.WEIGHTS and not _is_start_of_recipe(cfg, config_name):
+    is_named = "MODEL.WEIGHTS" in list(opts)[::2]
+    if cfg.MODEL.WEIGHTS and (is_named or not _is_start_of_recipe(cfg, config_name)):
         return str(cfg.MODEL.WEIGHTS)
     shipped = ASSETS / f"{Path(config_name).stem}.safetensors"
     if config_name and shipped.is_file():
@@ -221,7 +229,7 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
 
     Args:
         weights: a checkpoint of any origin (file, folder or URL); None takes MODEL.WEIGHTS, and where that is
-            empty too, the weights stay random.
+            empty too, the weights stay random: those of parts (MODEL.BACKBONE.WEIGHTS, ...) are a training's start.
     """
     import grounding_dino.modeling  # noqa: F401  # fills the registries
 

@@ -208,7 +208,7 @@ def load_predictor(
     if device is not None or "MODEL.DEVICE" not in opts:
         cfg.MODEL.DEVICE = resolve_device(device)
     name = "" if isinstance(config_or_name, CfgNode) else str(config_or_name)
-    cfg.MODEL.WEIGHTS = str(weights) if weights else find_weights(cfg, name)
+    cfg.MODEL.WEIGHTS = str(weights) if weights else find_weights(cfg, name, opts)
     return GroundingPredictor(cfg)
 
 

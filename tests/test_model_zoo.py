@@ -12,6 +12,7 @@ from grounding_dino.model_zoo import (
     load_cfg,
     resolve_device,
 )
+from grounding_dino.predictor import load_predictor
 
 import pytest
 import torch
@@ -62,6 +63,31 @@ def test_shipped_weights_come_before_released_ones(monkeypatch, tmp_path):
     assert find_weights(cfg, "configs/small.yaml") == str(tmp_path / "small.safetensors")
     cfg.MODEL.WEIGHTS = "own.pth"
     assert find_weights(cfg, "small") == "own.pth"
+
+
+def test_named_weights_win_over_released_ones():
+    """A recipe's MODEL.WEIGHTS are what its training starts from; who names the same file gets that file."""
+    name = "swin_t_finetune_coco"
+    recipe = load_cfg(name)
+    start, released = recipe.MODEL.WEIGHTS, recipe.MODEL.RELEASE.URL
+    assert start and released and start != released
+    assert find_weights(recipe, name) == released
+    for config in (name, get_config_file(name)):
+        assert find_weights(load_cfg(config, ["MODEL.EMBED_DIM", 64]), config, ["MODEL.EMBED_DIM", 64]) == released
+        assert find_weights(load_cfg(config, ["MODEL.WEIGHTS", start]), config, ("MODEL.WEIGHTS", start)) == start
+    assert find_weights(recipe) == start, "of a configuration of unknown origin"
+
+
+def test_the_predictor_takes_the_weights_that_are_named(monkeypatch):
+    taken = []
+    monkeypatch.setattr("grounding_dino.predictor.GroundingPredictor", lambda cfg: taken.append(cfg.MODEL.WEIGHTS))
+    recipe = load_cfg("swin_t_finetune_coco")
+    start, released = recipe.MODEL.WEIGHTS, recipe.MODEL.RELEASE.URL
+    load_predictor("swin_t_finetune_coco", device="cpu")
+    load_predictor("swin_t_finetune_coco", device="cpu", opts=["MODEL.WEIGHTS", start])
+    load_predictor("swin_t_finetune_coco", start, "cpu")
+    load_predictor(recipe, device="cpu")
+    assert taken == [released, start, start, start]
 
 
 def test_a_built_model_evaluates_on_a_machine_without_a_gpu(monkeypatch):

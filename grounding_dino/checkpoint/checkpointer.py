@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import logging
 import os
 import re
@@ -21,6 +21,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 _PERIODIC = re.compile(r"model_\d+\.pth$")  # what PeriodicCheckpointer writes; not model_final or model_best
+_PERIODIC_KEY = "periodic_checkpoints"  # under which a file lists those of its run, oldest first
 
 
 class GroundingCheckpointer(DetectionCheckpointer):
@@ -40,7 +41,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
         """
         Args:
             ignore, warm_start: as :func:`load_weights`; they do not apply to resuming.
-            keep: periodic checkpoints to keep, older ones are removed; 0 keeps all.
+            keep: periodic checkpoints to keep, older ones of the same run are removed; 0 keeps all.
             checkpointables: objects with `state_dict` and `load_state_dict` that are saved beside the model.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -48,6 +49,7 @@ class GroundingCheckpointer(DetectionCheckpointer):
         self.warm_start = warm_start
         self.keep = keep
         self.report: LoadReport | None = None  # of the last load
+        self._periodic: list[str] = []  # names of the files of this run, oldest first; other runs' are not ours
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load the model from `path` (any origin, URL; nothing if empty) and the checkpointables from a file of ours.
@@ -59,7 +61,9 @@ class GroundingCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from the last checkpoint of `save_dir` if there is one and `resume`, else load from `path`."""
         if resume and self.has_checkpoint():
-            return self._load(self.get_checkpoint_file(), None, (), False)
+            rest = self._load(self.get_checkpoint_file(), None, (), False)
+            self._periodic = [str(name) for name in rest.pop(_PERIODIC_KEY, [])]
+            return rest
         return self.load(path, checkpointables=[])
 
     def _load(
@@ -87,21 +91,27 @@ class GroundingCheckpointer(DetectionCheckpointer):
         content.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         content.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
+        file_name = os.path.basename(path)
+        periodic = [other for other in self._periodic if other != file_name]
+        if _PERIODIC.fullmatch(file_name):
+            periodic.append(file_name)
+        if periodic:
+            content[_PERIODIC_KEY] = periodic
         os.makedirs(self.save_dir, exist_ok=True)
         logger.info("saving %s", path)
         save_torch(path, content)
-        self.tag_last_checkpoint(os.path.basename(path))
-        self._remove_old(path)
+        self.tag_last_checkpoint(file_name)
+        self._remove_old(periodic)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which checkpoint is the last, at once or not at all."""
         data = last_filename_basename.encode()
         write_atomically(os.path.join(self.save_dir, "last_checkpoint"), lambda file: file.write(data))
 
-    def _remove_old(self, newest: str) -> None:
-        if self.keep <= 0:
-            return
-        files = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth")))
-        files = [path for path in files if _PERIODIC.search(path)]
-        for path in [path for path in files if path != newest][: max(0, len(files) - self.keep)]:
-            os.remove(path)
+    def _remove_old(self, periodic: list[str]) -> None:
+        """Keep the last of this run's files, named oldest first."""
+        first = max(0, len(periodic) - self.keep) if self.keep > 0 else 0
+        self._periodic = periodic[first:]
+        for name in periodic[:first]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.save_dir, name))

@@ -148,5 +148,8 @@ def _explain(checkpoint: LoadedCheckpoint, report: LoadReport, problems: Mapping
             "MODEL.WEIGHTS_IGNORE \"['^denoising']\"."
         )
     if len(training) < sum(map(len, problems.values())):
-        lines.append("  To take only a part on purpose: MODEL.WEIGHTS_IGNORE (patterns) or --warm-start (what fits).")
+        lines.append(
+            "  To take only a part on purpose: MODEL.WEIGHTS_IGNORE (patterns), or what fits: MODEL.WARM_START_ON True "
+            "(--warm-start of train_net.py)."
+        )
     return "\n".join(lines)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Detectron2's training arguments plus `--dataset`."""
+    """Detectron2's training arguments plus `--dataset` and `--warm-start`."""
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(
@@ -38,6 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=annotations.json:image_folder",
         help="register a COCO-format data set under NAME, for DATASETS.TRAIN and DATASETS.TEST; repeatable",
+    )
+    parser.add_argument(
+        "--warm-start",
+        action="store_true",
+        help="take from MODEL.WEIGHTS what fits and list the rest, instead of an error (MODEL.WARM_START_ON True)",
     )
     return parser
 
@@ -68,6 +73,8 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     for text in args.dataset:
         parse_dataset_argument(text)
     cfg.DATASETS.EXTRA = [*cfg.DATASETS.EXTRA, *args.dataset]
+    if args.warm_start:
+        cfg.MODEL.WARM_START_ON = True
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     args.device = cfg.MODEL.DEVICE  # the one asked for
@@ -129,10 +136,6 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ValueError("--eval-only, but DATASETS.TEST names no data set")
     check_test_sets(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""  # a checkpoint of the whole model follows
-    cfg.freeze()
     model = Trainer.build_model(cfg)
     checkpointer = GroundingCheckpointer(
         model, cfg.OUTPUT_DIR, ignore=cfg.MODEL.WEIGHTS_IGNORE, warm_start=cfg.MODEL.WARM_START_ON
@@ -140,7 +143,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     if args.resume and checkpointer.has_checkpoint():
         checkpointer.resume_or_load("", resume=True)
     else:
-        checkpointer.load(find_weights(cfg, args.config_file), checkpointables=[])
+        checkpointer.load(find_weights(cfg, args.config_file, args.opts or ()), checkpointables=[])
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

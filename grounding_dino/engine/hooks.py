@@ -1,4 +1,4 @@
-"""Hooks of our trainer: random numbers by iteration, speed and memory, the best checkpoint."""
+"""Hooks of our trainer: random numbers by iteration, norms' statistics, speed and memory, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from detectron2.engine.hooks import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,61 @@ class SeedEveryStep(HookBase):
         random.seed(int(seeds[0]))
         np.random.seed(int(seeds[1]))
         torch.manual_seed(int(seeds[2]))
+
+
+class FrozenNorms(HookBase):
+    """Keeps the batch norms of frozen modules as they are: in eval mode, so that their statistics stay too.
+
+    A batch norm counts as frozen with any module around it, itself included, that has parameters but none to train.
+    """
+
+    def before_train(self) -> None:
+        """Find them; parameters are frozen before training."""
+        self._norms = frozen_norms(self.trainer.model)
+
+    def before_step(self) -> None:
+        """Evaluations put the whole model back into training mode."""
+        for norm in self._norms:
+            norm.eval()
+
+
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms inside modules that have parameters, but none that is trained."""
+    found: dict[nn.Module, None] = {}
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            found.update((inner, None) for inner in module.modules() if isinstance(inner, _BatchNorm))
+    return list(found)
+
+
+class EqualStatistics(HookBase):
+    """Gives all processes the batch-norm statistics of the first one, before checkpoints and evaluations.
+
+    Each process gathers its own during training. Without this, the parts of a data set would be evaluated by different
+    models, and a run that goes on from a checkpoint, which holds the first one's, would not equal an uninterrupted one.
+    To be registered, in every process, before the hooks that save and evaluate.
+    """
+
+    def __init__(self, *periods: int) -> None:
+        """`periods`: iterations between checkpoints, and between evaluations; 0 is never but at the end."""
+        self._periods = [period for period in periods if period > 0]
+
+    def after_step(self) -> None:
+        """Copy where a checkpoint or an evaluation follows."""
+        done = self.trainer.iter + 1
+        if done >= self.trainer.max_iter or any(done % period == 0 for period in self._periods):
+            share_statistics(self.trainer.model)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Overwrite the running statistics of all processes with those of the first; called in each of them."""
+    if comm.get_world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, _NormBase):
+            for buffer in module.buffers(recurse=False):
+                torch.distributed.broadcast(buffer, src=0)
 
 
 class SpeedReport(HookBase):

@@ -10,12 +10,20 @@ from typing import Any
 
 from grounding_dino import modeling  # noqa: F401  (registers the models)
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
-from grounding_dino.checkpoint.partial import load_backbone_weights
 from grounding_dino.data.build import build_test_loader, load_records
 from grounding_dino.data.datasets import register_extra_datasets
 from grounding_dino.data.loader import build_train_loader, start_stream_at
 from grounding_dino.engine.environment import set_up_logging
-from grounding_dino.engine.hooks import REPORT_PERIOD, BestCheckpointer, BestModelFile, SeedEveryStep, SpeedReport
+from grounding_dino.engine.hooks import (
+    REPORT_PERIOD,
+    BestCheckpointer,
+    BestModelFile,
+    EqualStatistics,
+    FrozenNorms,
+    SeedEveryStep,
+    SpeedReport,
+)
+from grounding_dino.engine.initial_weights import load_initial_weights
 from grounding_dino.engine.optimizer import build_optimizer
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.evaluation.refexp import RefExpEvaluator
@@ -118,7 +126,7 @@ class Trainer(DefaultTrainer):
             return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's chain, with random numbers by iteration, a speed report, and the best checkpoint if asked for.
+        """Detectron2's chain; with random numbers by iteration, norms in step, a speed report, the best checkpoint.
 
         Raises:
             ValueError: SOLVER.BEST_CHECKPOINT_METRIC cannot come about.
@@ -131,7 +139,8 @@ class Trainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, self.model)
             return self._last_eval_results
 
-        chain: list[HookBase | None] = [SeedEveryStep(), hooks.IterationTimer(), hooks.LRScheduler()]
+        chain: list[HookBase | None] = [SeedEveryStep(), FrozenNorms(), hooks.IterationTimer(), hooks.LRScheduler()]
+        chain.append(EqualStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD))
         # Before evaluation, so that a failing evaluation does not cost the checkpoint.
         if comm.is_main_process():
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
@@ -162,17 +171,15 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the weights to start from, or with `resume` the last checkpoint of OUTPUT_DIR with its run's state.
 
-        Without a checkpoint there, or without `resume`, MODEL.WEIGHTS are loaded. MODEL.BACKBONE.WEIGHTS come first,
-        where MODEL.WEIGHTS is empty or may leave gaps (MODEL.WEIGHTS_IGNORE, MODEL.WARM_START_ON).
-        MODEL.TEXT_ENCODER.WEIGHTS were loaded when the model was built.
+        Without a checkpoint there, or without `resume`, the run starts: from :func:`load_initial_weights` for the parts
+        that MODEL.WEIGHTS may leave open, then from MODEL.WEIGHTS.
         """
         cfg = self.cfg
         resumes = resume and self.checkpointer.has_checkpoint()
         if resume and not resumes:
             logger.info("--resume, but %s has no checkpoint: this run starts at iteration 0", cfg.OUTPUT_DIR)
-        has_gaps = not cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS_IGNORE or cfg.MODEL.WARM_START_ON
-        if cfg.MODEL.BACKBONE.WEIGHTS and has_gaps and not resumes:
-            load_backbone_weights(self.checkpointer.model.backbone, cfg.MODEL.BACKBONE.WEIGHTS)
+        if not resumes:
+            load_initial_weights(cfg, self.checkpointer.model)
         self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         if resumes:
             self.start_iter = self.iter + 1

@@ -126,8 +126,6 @@ class BertEncoder(nn.Module):
             max_positions=options.MAX_POSITIONS,
             dropout=options.DROPOUT,
         )
-        if options.WEIGHTS:
-            load_bert_weights(bert, options.WEIGHTS)
         return {
             "bert": bert,
             "tokenizer": build_tokenizer(options.VOCABULARY),
@@ -154,6 +152,11 @@ class BertEncoder(nn.Module):
         super()._apply(fn, recurse)
         self.clear_cache()
         return self
+
+    def load_weights(self, source: str) -> None:
+        """Fill BERT from a folder or file, see :func:`load_bert_weights`; the projection stays as it is."""
+        load_bert_weights(self.bert, source)
+        self.clear_cache()
 
     def clear_cache(self) -> None:
         """Forget all kept features."""

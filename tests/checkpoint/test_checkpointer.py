@@ -83,6 +83,36 @@ def test_the_newest_are_kept(tmp_path, model):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_only_files_of_the_same_run_are_removed(tmp_path, model):
+    """A run that starts anew in a used folder begins with lower numbers than those that lie there."""
+    before = GroundingCheckpointer(model, str(tmp_path), keep=2)
+    for number in (1999, 2999):
+        before.save(f"model_{number:07d}")
+    fresh = GroundingCheckpointer(model, str(tmp_path), keep=2)
+    for number in (99, 199, 299):
+        fresh.save(f"model_{number:07d}")
+    assert numbers_in(tmp_path) == [199, 299, 1999, 2999]
+    resumed = GroundingCheckpointer(model, str(tmp_path), keep=2)
+    resumed.resume_or_load("", resume=True)
+    for number in (399, 1999):  # the second writes over a file of the other run, which makes it this run's
+        resumed.save(f"model_{number:07d}")
+    assert numbers_in(tmp_path) == [399, 1999, 2999]
+
+
+def test_a_run_that_goes_on_from_its_final_file_knows_its_others(tmp_path, model):
+    checkpointer = GroundingCheckpointer(model, str(tmp_path), keep=1)
+    checkpointer.save("model_0000009")
+    checkpointer.save("model_final")
+    resumed = GroundingCheckpointer(model, str(tmp_path), keep=1)
+    assert resumed.resume_or_load("", resume=True) == {}
+    resumed.save("model_0000019")
+    assert numbers_in(tmp_path) == [19]
+
+
+def numbers_in(folder):
+    return sorted(int(path.stem[-7:]) for path in folder.glob("model_0*.pth"))
+
+
 def test_nothing_is_saved_where_saving_is_off(tmp_path, model):
     GroundingCheckpointer(model, str(tmp_path), save_to_disk=False).save("a")
     assert not list(tmp_path.iterdir())

@@ -1,12 +1,15 @@
 """Strict loading: everything is taken, or the error says what does not fit and what would."""
 
 import logging
+import re
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
 from grounding_dino.checkpoint.files import CheckpointError
 from grounding_dino.checkpoint.loading import load_weights
 from grounding_dino.checkpoint.origins import load_checkpoint
 from grounding_dino.checkpoint.saving import save_checkpoint
+from grounding_dino.cli.train import build_parser
+from grounding_dino.model_zoo import get_cfg
 
 import pytest
 import torch
@@ -158,6 +161,17 @@ def test_a_model_without_denoising_takes_a_checkpoint_with_it(tmp_path, make_mod
     with caplog.at_level(logging.INFO):
         report = load_weights(other, tmp_path / "a.pth")
     assert report.dropped == ("denoising.label_embedding.weight",) and "1 dropped" in caplog.text
+
+
+def test_the_ways_to_load_a_part_that_an_error_names_exist(tmp_path, make_model, model):
+    save_checkpoint(str(tmp_path / "a.pth"), {**model.state_dict(), "new.weight": torch.ones(2)})
+    with pytest.raises(CheckpointError) as refused:
+        load_weights(make_model(), tmp_path / "a.pth")
+    cfg, parser = get_cfg(), build_parser()
+    keys = set(re.findall(r"MODEL\.([A-Z_]+)", str(refused.value)))
+    assert keys == {"WEIGHTS_IGNORE", "WARM_START_ON"} <= set(cfg.MODEL)
+    flags = set(re.findall(r"--[a-z-]+", str(refused.value)))
+    assert flags == {"--warm-start"} <= set(parser._option_string_actions)
 
 
 def test_warm_start_takes_what_fits_and_says_so(tmp_path, make_model, model, caplog):

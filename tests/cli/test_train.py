@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,11 @@ def test_the_shipped_configuration_is_the_default() -> None:
     assert Path(args.config_file).stem == "shapes_tiny"
 
 
+def test_a_warm_start_is_asked_for_by_a_flag_or_a_key(command: Callable[..., list[str]]) -> None:
+    for arguments, expected in (((), False), (("--warm-start",), True), (("MODEL.WARM_START_ON", "True"), True)):
+        assert load_config(parsed([*command(), *arguments])).MODEL.WARM_START_ON is expected
+
+
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -205,13 +210,13 @@ def test_evaluation_without_weights_takes_the_file_of_the_configuration(
     run(parsed(command(opts=("SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"))))
     asked = []
 
-    def find_weights(cfg: CfgNode, config_name: str = "") -> str:
-        asked.append(config_name)
+    def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[str] = ()) -> str:
+        asked.append((config_name, list(opts)))
         return str(tmp_path / "out" / "model_final.pth")
 
     monkeypatch.setattr("grounding_dino.model_zoo.find_weights", find_weights)
-    assert "bbox" in run(parsed(command("--eval-only")))
-    assert asked == [str(tmp_path / "tiny.yaml")]
+    assert "bbox" in run(parsed(command("--eval-only", opts=("TEST.PRECISION", "float32"))))
+    assert asked == [(str(tmp_path / "tiny.yaml"), ["TEST.PRECISION", "float32"])]
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError, match="no weights are known for the configuration .*tiny"):
         run(parsed(command("--eval-only")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @BACKBONE_REGISTRY.register()
@@ -27,10 +30,9 @@ class TimmBackbone(Backbone):
         *,
         name: str,
         out_strides: Sequence[int],
-        pretrained: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Create timm's model `name` with further `options`; `pretrained` fetches its weights through timm.
+        """Create timm's model `name` with further `options`, and random weights.
 
         Raises:
             ValueError: timm has no such model, or the model no map of one of `out_strides`.
@@ -51,7 +53,8 @@ class TimmBackbone(Backbone):
             )
         # where several stages share a stride the last is the deepest
         indices = [max(i for i, s in enumerate(available) if s == stride) for stride in out_strides]
-        model: Any = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=indices, **options)
+        self._options = {**options, "features_only": True, "out_indices": indices}
+        model: Any = timm.create_model(name, pretrained=False, **self._options)
         self.name = name
         self.model = model
         self._out_features = [f"s{stride}" for stride in out_strides]
@@ -66,9 +69,27 @@ class TimmBackbone(Backbone):
         return {
             "name": timm_cfg.NAME,
             "out_strides": timm_cfg.OUT_STRIDES,
-            "pretrained": timm_cfg.PRETRAINED_ON,
             "options": {key.lower(): value for key, value in timm_cfg.OPTIONS.items()},
         }
+
+    def load_pretrained(self) -> None:
+        """Fetch the weights that timm publishes for this model; MODEL.TIMM.PRETRAINED_ON asks for it.
+
+        Raises:
+            RuntimeError: there are none, or they cannot be fetched.
+        """
+        import timm
+
+        try:
+            source: Any = timm.create_model(self.name, pretrained=True, **self._options)
+        except (OSError, RuntimeError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            raise RuntimeError(
+                f"MODEL.TIMM.PRETRAINED_ON is True, but timm cannot fetch weights of {self.name!r} ({why}); set it to "
+                "False, and name a file as MODEL.BACKBONE.WEIGHTS if you have one"
+            ) from error
+        self.model.load_state_dict(source.state_dict())
+        logger.info("backbone: weights of %s from timm", self.name)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`images` (B, 3, H, W), normalised -> (B, C, H/stride, W/stride), rounded up, for each configured stride.
