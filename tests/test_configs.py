@@ -170,12 +170,59 @@ def test_model_of_the_recipe(name, recipes):
     assert model.DENOISING.NUM_LABELS == recipe["denoising"]["num_label_embeddings"]
     assert model.PIXEL_DECODER.NUM_FEATURE_LEVELS == recipe["num_feature_levels"]
     assert model.QUERY_SELECTION.NUM_QUERIES == recipe["num_queries"]
+    layers = (model.PIXEL_DECODER.NUM_LAYERS, model.TRANSFORMER_DECODER.NUM_LAYERS)
+    assert layers == (recipe["encoder_layers"], recipe["decoder_layers"])
+    assert model.PIXEL_DECODER.POSITION_TEMPERATURE == recipe["sine_position"]["temperature"]
+    assert model.TEXT_ENCODER.MAX_TOKENS == recipe["max_text_len"]
+    assert [model.PIXEL_MEAN, model.PIXEL_STD] == [recipe["input"]["mean"], recipe["input"]["std"]]
     if model.BACKBONE.NAME == "SwinTransformer":
         keys = ("EMBED_DIM", "DEPTHS", "NUM_HEADS", "WINDOW_SIZE", "DROP_PATH_RATE")
         theirs = ("embed_dims", "depths", "num_heads", "window_size", "drop_path_rate")
         assert [model.SWIN[key] for key in keys] == [recipe["backbone"][key] for key in theirs]
     else:
         assert model.BACKBONE.FREEZE_AT == recipe["frozen"]["backbone_stages"] + 1  # ours counts the stem
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_losses_and_denoising_of_the_recipe(name, recipes):
+    model, recipe = load_cfg(name).MODEL, recipes[RECIPES[name]]
+    theirs = recipe["losses"]
+    weights = [theirs[loss]["loss_weight"] for loss in ("loss_cls", "loss_bbox", "loss_iou")]
+    assert [model.LOSS[f"{part}_WEIGHT"] for part in ("CLASS", "L1", "GIOU")] == weights
+    assert (model.LOSS.FOCAL_ALPHA, model.LOSS.FOCAL_GAMMA) == (
+        theirs["loss_cls"]["alpha"],
+        theirs["loss_cls"]["gamma"],
+    )
+    noise = recipe["denoising"]
+    assert model.DENOISING.LABEL_NOISE_RATIO == noise["label_noise_scale"]
+    assert model.DENOISING.BOX_NOISE_SCALE == noise["box_noise_scale"]
+    assert model.DENOISING.NUM_QUERIES == noise["group_cfg"]["num_dn_queries"] and noise["group_cfg"]["dynamic"]
+    if name in TRAINED:  # of a model that was only converted, the recipe has no matching
+        costs = {cost["type"]: cost["weight"] for cost in recipe["matcher"]}
+        ours = {"BinaryFocalLossCost": "CLASS", "BBoxL1Cost": "L1", "IoUCost": "GIOU"}
+        assert {cost: model.MATCHER[f"{part}_WEIGHT"] for cost, part in ours.items()} == costs
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sizes_and_numbers_of_detections_of_the_recipe(name, recipes):
+    cfg, recipe = load_cfg(name), recipes[RECIPES[name]]
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == recipe["test"]["max_per_img"]
+    (resize,) = (step for step in pipeline(recipes, recipe["eval_data"][0]) if step["op"] == "resize")
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (resize["short"], resize["long_max"])
+    if name not in TRAINED:
+        return
+    steps = pipeline(recipes, recipe["train_data"][0])
+    whole, cropped = next(step["branches"] for step in steps if step["op"] == "one_of_equal_probability")
+    for resize in (whole[0], cropped[-1]):
+        assert [*cfg.INPUT.MIN_SIZE_TRAIN] == resize["short"] and cfg.INPUT.MAX_SIZE_TRAIN == resize["long_max"]
+    crop = next(step for step in cropped if step["op"] == "random_crop")
+    assert (cfg.INPUT.CROP.TYPE, [*cfg.INPUT.CROP.SIZE]) == (crop["kind"], crop["side_range"])
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
+    assert next(step["prob"] for step in steps if step["op"] == "hflip") == 0.5  # Detectron2's
+
+
+def pipeline(recipes, data):
+    return recipes["_pipelines"][data["pipeline"]]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -185,7 +232,9 @@ def test_solver_of_the_recipe(name, recipes):
     assert solver.IMS_PER_BATCH == recipe["base_batch_size"]
     assert (solver.OPTIMIZER, solver.BASE_LR) == ("ADAMW", recipe["optimizer"]["lr"])
     assert {solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM} == {recipe["optimizer"]["weight_decay"]}
-    assert solver.CLIP_GRADIENTS.CLIP_VALUE == recipe["grad_clip"]["max_norm"]
+    clip = solver.CLIP_GRADIENTS
+    assert (clip.CLIP_VALUE, clip.NORM_TYPE) == (recipe["grad_clip"]["max_norm"], recipe["grad_clip"]["norm_type"])
+    assert (clip.ENABLED, clip.CLIP_TYPE) == (True, "full_model")
     assert solver.GAMMA == schedule[-1]["gamma"]
     assert solver.AMP.ENABLED == (recipe["mixed_precision"] == "AMP")
     assert solver.WARMUP_ITERS == (schedule[0]["end"] if recipe["warm_up"] else 0)
@@ -196,8 +245,17 @@ def test_solver_of_the_recipe(name, recipes):
     assert solver.MAX_ITER == epoch * next(iter(recipe["length"].values()))
     assert list(solver.STEPS) == [epoch * milestone for milestone in schedule[-1]["milestones"]]
     sampling = recipe["negative_sampling"]
-    negatives = -1 if isinstance(sampling, str) else sampling[0]["num_sample_negative"]
-    assert (cfg.INPUT.NUM_NEGATIVE_CATEGORIES, cfg.INPUT.CROP.ENABLED) == (negatives, True)
+    if isinstance(sampling, str):  # all names
+        assert cfg.INPUT.NUM_NEGATIVE_CATEGORIES == -1
+    else:
+        ours = (
+            cfg.INPUT.NUM_NEGATIVE_CATEGORIES,
+            cfg.INPUT.FULL_NEGATIVES_PROBABILITY,
+            cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
+        )
+        keys = ("num_sample_negative", "prob_full_negatives", "max_tokens")
+        assert {ours} == {tuple(step[key] for key in keys) for step in sampling}
+    assert cfg.INPUT.CROP.ENABLED
 
 
 @pytest.mark.usefixtures("weightless")

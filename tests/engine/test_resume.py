@@ -94,6 +94,15 @@ def test_a_random_seed_goes_on(train_cfg: ConfigBuilder) -> None:
     assert_same_state(trained(known), resumed)
 
 
+def test_runs_without_a_seed_differ(train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        runs = [Trainer(train_cfg("SEED", -1)) for _ in range(3)]
+    assert len({run.seed for run in runs}) == 3
+    assert all(f"the seed of this run: {run.seed}" in caplog.text for run in runs)
+    first, second = (run.model.pixel_decoder.level_embed for run in runs[:2])
+    assert not torch.equal(first, second)
+
+
 def test_a_finished_run_trained_longer_equals_a_longer_run(train_cfg: ConfigBuilder) -> None:
     # a constant rate: other schedules depend on the length of the training
     constant = ("SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 2)
