@@ -145,7 +145,10 @@ class TextDetectionMapper:
     def _read(self, record: Record, sample: Record) -> np.ndarray | None:
         try:
             image = utils.read_image(record["file_name"], format=self.image_format)
-            utils.check_image_size(sample, image)
+            if self.is_train:
+                utils.check_image_size(sample, image)
+            else:
+                self._trust_picture(image, sample)
             return image
         except Exception as error:  # decoders raise many types on broken files
             self.num_unreadable += 1
@@ -162,6 +165,17 @@ class TextDetectionMapper:
             height, width = record.get("height") or 256, record.get("width") or 256
             sample.update(height=height, width=width)
             return np.zeros((height, width, 3), dtype=np.uint8)
+
+    def _trust_picture(self, image: np.ndarray, sample: Record) -> None:
+        """In testing, detections are in pixels of the picture as it is, whatever size its record gives."""
+        said, found = (sample.get("height"), sample.get("width")), image.shape[:2]
+        if said != found and None not in said:
+            logger.warning(
+                "%s is %d x %d (h x w), but its record says %d x %d: if its boxes are not in its pixels, they "
+                "cannot be matched; correct the annotations",
+                *(sample.get("file_name"), *found, *said),
+            )
+        sample["height"], sample["width"] = found
 
     def _whole_text(self, record: Record) -> Record:
         if "caption" in record:

@@ -108,14 +108,14 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """The (h, w) after resizing, rounded to the nearest pixel."""
+        """The (h, w) after resizing, rounded to the nearest pixel, and at least one."""
         target = float(short_edge_length)
         scale = target / min(oldh, oldw)
         new_h, new_w = (target, scale * oldw) if oldh < oldw else (scale * oldh, target)
         if max(new_h, new_w) > max_size:
             shrink = float(max_size) / max(new_h, new_w)
             new_h, new_w = new_h * shrink, new_w * shrink
-        return int(new_h + 0.5), int(new_w + 0.5)
+        return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
 
 
 class ResizeScale(Augmentation):
