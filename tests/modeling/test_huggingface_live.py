@@ -28,7 +28,7 @@ MM = "manifest_mmdet_mm_grounding_dino_swin-t_pretrain_obj365_goldg.json"
 PICTURES = [(192, 256, "a cat . the red dog ."), (160, 224, "bench . car on a road . tree ."), (224, 160, "bus .")]
 
 
-def _build(config: str, state: dict[str, torch.Tensor], queries_name: str) -> torch.nn.Module:
+def _build(config: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     opts = ["MODEL.DEVICE", "cpu", "MODEL.QUERY_SELECTION.NUM_QUERIES", QUERIES, "MODEL.PAD_BEFORE_BACKBONE_ON", True]
     model = build_model(load_cfg(config, [*opts, *HF_EPS, "MODEL.DENOISING.ENABLED_ON", False]))
     wanted = model.state_dict()
@@ -46,7 +46,7 @@ def _pair(name: str, recipe_weights, folder: Path) -> tuple[torch.nn.Module, Any
         content = {"model": recipe_weights("grounding_dino", OFFICIAL[name], shape)}
         config, loader = name, transformers.GroundingDinoForObjectDetection
     checkpoint = translate_checkpoint(content, name)
-    ours = _build(config, dict(checkpoint.state), "query_selection.content.weight")
+    ours = _build(config, dict(checkpoint.state))
     save_huggingface_folder(str(folder), ours.state_dict())
     # its default attention: under "eager" transformers 5 adds its boolean text mask to the scores as a number
     theirs, info = loader.from_pretrained(folder, output_loading_info=True)
