@@ -18,6 +18,8 @@ def add_grounding_dino_config(cfg: CN) -> None:
     _add_training(cfg)
     _add_input(cfg)
     _add_solver(cfg)
+    _add_fine_tuning(cfg)
+    _add_evaluation(cfg)
 
 
 def _add_model(cfg: CN) -> None:
@@ -156,8 +158,28 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.NUM_NEGATIVE_CATEGORIES = -1
     cfg.INPUT.FULL_NEGATIVES_PROBABILITY = 0.5  # else their number is uniform in 1 ... NUM_NEGATIVE_CATEGORIES
     cfg.INPUT.SHUFFLE_CATEGORIES_ON = True
-    # NAME=annotations.json:image_folder entries that the command line's --dataset adds
+    # What happens where a picture with words of its own is mirrored: "swap_words" exchanges left and right in them,
+    # "off" mirrors only pictures of category prompts.
+    cfg.INPUT.FLIP_WITH_TEXT = "swap_words"
+    cfg.INPUT.CROP.MIN_SIZES = [400, 500, 600]  # shorter sides that DETR's policy resizes to before its crop
+    cfg.INPUT.LARGE_SCALE_JITTER = CN()  # resize by a factor, then crop or pad to a square; replaces resizing and crop
+    cfg.INPUT.LARGE_SCALE_JITTER.ENABLED_ON = False
+    cfg.INPUT.LARGE_SCALE_JITTER.SIZE = 1024
+    cfg.INPUT.LARGE_SCALE_JITTER.MIN_SCALE = 0.1
+    cfg.INPUT.LARGE_SCALE_JITTER.MAX_SCALE = 2.0
+    cfg.INPUT.COLOR_JITTER = CN()
+    cfg.INPUT.COLOR_JITTER.PROBABILITY = 0.0  # share of training pictures whose colours are changed
+    cfg.INPUT.COLOR_JITTER.STRENGTH = 0.4  # brightness, contrast and saturation times 1 - this ... 1 + this
+
+    # NAME=annotations:image_folder entries that the command line's --dataset adds
     cfg.DATASETS.EXTRA = []
+    # How often pictures of each set of DATASETS.TRAIN are drawn, relative to each other; [] draws every picture once
+    # an epoch.
+    cfg.DATASETS.WEIGHTS = []
+    # Data set name -> settings that hold for it alone: NUM_NEGATIVE_CATEGORIES, FULL_NEGATIVES_PROBABILITY,
+    # SHUFFLE_CATEGORIES_ON, RANDOM_FLIP (as in INPUT), NAMES_FILE (json: category name -> name in prompts).
+    cfg.DATASETS.TEXT = CN(new_allowed=True)
+    cfg.DATASETS.STRICT_ON = False  # a broken row of a JSON-lines file stops the run instead of being counted
 
 
 def _add_solver(cfg: CN) -> None:
@@ -174,5 +196,40 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""  # e.g. "bbox/AP"; "" keeps no best checkpoint
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16"; used where SOLVER.AMP.ENABLED
     cfg.SOLVER.CHECKPOINTS_KEPT = 5  # older periodic checkpoints of the run are removed; 0 keeps all
+    cfg.SOLVER.ACCUMULATION_STEPS = 1  # backward passes an optimizer step; IMS_PER_BATCH is split among them
+    cfg.SOLVER.DETERMINISTIC_ON = False  # only operations that give the same bits again; slower on a GPU
+    cfg.SOLVER.DATA_PARALLEL = "ddp"  # or "fsdp2": parameters, gradients and optimizer state split over processes
+    cfg.SOLVER.EMA = CN()  # exponential moving average of the weights, evaluated and saved beside them
+    cfg.SOLVER.EMA.ENABLED_ON = False
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    cfg.SOLVER.EARLY_STOP = CN()
+    cfg.SOLVER.EARLY_STOP.PATIENCE = 0  # evaluations without a better BEST_CHECKPOINT_METRIC; 0 never stops early
+    cfg.SOLVER.EARLY_STOP.MIN_GAIN = 0.0  # what counts as better
+    # Learning-rate factor from one layer to the one before it, counted from the last; 1.0 trains all alike.
+    cfg.SOLVER.LAYER_DECAY = CN()
+    cfg.SOLVER.LAYER_DECAY.BACKBONE = 1.0
+    cfg.SOLVER.LAYER_DECAY.TEXT_ENCODER = 1.0
+    cfg.SOLVER.WANDB_PROJECT = ""  # Weights & Biases project that metrics also go to; needs the package wandb
+
+
+def _add_fine_tuning(cfg: CN) -> None:
+    cfg.MODEL.LORA = CN()  # low-rank adapters: only they, and what TRAIN names, are trained (needs the package peft)
+    cfg.MODEL.LORA.ENABLED_ON = False
+    cfg.MODEL.LORA.RANK = 8
+    cfg.MODEL.LORA.ALPHA = 16
+    cfg.MODEL.LORA.DROPOUT = 0.0
+    cfg.MODEL.LORA.TARGETS = []  # regular expressions of linear layers; [] takes the attention and feed-forward layers
+    cfg.MODEL.LORA.TRAIN = []  # regular expressions of parameters trained in full, and saved in the adapter file
+    cfg.MODEL.LORA.WEIGHTS = ""  # an adapter file or folder to load and merge into MODEL.WEIGHTS
+
+
+def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
+    cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
+    cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture that COCO's AP counts (COCO: 100)
+    cfg.TEST.CATEGORIES_PER_PROMPT = 0  # 0 lists as many as fit; a smaller number splits long lists into more prompts
+    cfg.TEST.DESCRIPTIONS_PER_PROMPT = (
+        1  # referring expressions and descriptions asked for at once; 0: all of a picture
+    )
+    cfg.TEST.PLOTS_ON = False  # precision-recall curves, per-category bars and confusion as pictures in OUTPUT_DIR

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grounding_dino.cli.arguments import count
-from grounding_dino.cli.tables import format_table
 from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
+from grounding_dino.tables import format_table
 
 import torch
 from torch import Tensor

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.arguments import count, share
-from grounding_dino.cli.tables import format_table
+from grounding_dino.tables import format_table
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from grounding_dino.cli.benchmark import DTYPES, deformable_attention_inputs, measure_operator
-from grounding_dino.cli.tables import format_table
 from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
+from grounding_dino.tables import format_table
 
 import torch
 from torch import Tensor

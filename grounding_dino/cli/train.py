@@ -9,8 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.tables import format_table
-
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -106,6 +104,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
     """What every process does; returns the metrics of the (last) evaluation."""
     from grounding_dino.engine.trainer import Trainer
+    from grounding_dino.evaluation.report import results_table
 
     from detectron2.utils import comm
 
@@ -148,23 +147,6 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
-
-
-def results_table(results: Mapping[str, Any], datasets: Sequence[str]) -> str:
-    """One aligned table of data sets and tasks against metrics, without those of single categories ("AP-cat")."""
-    by_dataset = {datasets[0]: results} if len(datasets) == 1 else results
-    rows = [
-        (dataset, task, {name: value for name, value in metrics.items() if "-" not in name})
-        for dataset, tasks in by_dataset.items()
-        for task, metrics in tasks.items()
-        if isinstance(metrics, Mapping)
-    ]
-    columns = list(dict.fromkeys(name for _, _, metrics in rows for name in metrics))
-    cells = [
-        [f"{dataset} {task}", *(f"{metrics[name]:.2f}" if name in metrics else "" for name in columns)]
-        for dataset, task, metrics in rows
-    ]
-    return format_table(["data set", *columns], cells)
 
 
 def processes_wanted(args: argparse.Namespace, cfg: CfgNode) -> int:

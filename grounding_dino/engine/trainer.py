@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from grounding_dino import modeling  # noqa: F401  (registers the models)
@@ -26,14 +26,13 @@ from grounding_dino.engine.hooks import (
 from grounding_dino.engine.initial_weights import load_initial_weights
 from grounding_dino.engine.optimizer import build_optimizer
 from grounding_dino.engine.train_step import TrainStep
-from grounding_dino.evaluation.refexp import RefExpEvaluator
+from grounding_dino.evaluation.build import build_evaluator, evaluator_kinds
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.engine.hooks import HookBase
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -41,18 +40,6 @@ from torch.utils.data import DataLoader
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def _coco(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return COCOEvaluator(name, tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",), output_dir=folder)
-
-
-def _refexp(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return RefExpEvaluator(name, output_dir=folder)
-
-
-# What a data set's metadata may name in `evaluator_type`, alone or in a list.
-EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {"coco": _coco, "refexp": _refexp}
 
 
 class Trainer(DefaultTrainer):
@@ -106,14 +93,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """What the data set's `evaluator_type` asks for ("coco" where it says nothing).
-
-        Raises:
-            ValueError: an unknown type.
-        """
-        folder = f"{cfg.OUTPUT_DIR}/inference/{dataset_name}"
-        found = [EVALUATORS[kind](cfg, dataset_name, folder) for kind in evaluator_kinds(dataset_name)]
-        return found[0] if len(found) == 1 else DatasetEvaluators(found)
+        """See :func:`grounding_dino.evaluation.build.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(
@@ -201,20 +182,6 @@ class Trainer(DefaultTrainer):
             self.seed = before
         elif before != self.seed:
             logger.warning("the run so far had the seed %d; it goes on with SEED %d", before, self.seed)
-
-
-def evaluator_kinds(dataset_name: str) -> list[str]:
-    """The names in EVALUATORS that a data set's metadata asks for.
-
-    Raises:
-        ValueError: an unknown one.
-    """
-    wanted = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
-    kinds = [wanted] if isinstance(wanted, str) else list(wanted)
-    unknown = [kind for kind in kinds if kind not in EVALUATORS]
-    if unknown or not kinds:
-        raise ValueError(f"data set {dataset_name!r} asks for evaluator {wanted!r}; known are {sorted(EVALUATORS)}")
-    return kinds
 
 
 def check_test_sets(cfg: CfgNode) -> None:

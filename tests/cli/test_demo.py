@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from grounding_dino.cli.demo import build_parser, expand_inputs, main, plan_outputs, prompt_of
-from grounding_dino.cli.tables import format_table
 from grounding_dino.model_zoo import build_model, load_cfg
 from grounding_dino.predictor import load_predictor
+from grounding_dino.tables import format_table
 
 import cv2
 import numpy as np

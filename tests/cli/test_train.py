@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.cli import train as train_module
-from grounding_dino.cli.train import build_parser, load_config, main, processes_wanted, results_table, run
+from grounding_dino.cli.train import build_parser, load_config, main, processes_wanted, run
 from grounding_dino.data.datasets import register_refexp
 from grounding_dino.engine.trainer import Trainer
 
@@ -245,19 +245,6 @@ def test_evaluation_names_a_missing_data_set(command: Callable[..., list[str]]) 
         run(parsed(command("--eval-only", opts=("DATASETS.TEST", "('boxes2',)"))))
     with pytest.raises(ValueError, match="--eval-only, but DATASETS.TEST names no data set"):
         run(parsed(command("--eval-only", opts=("DATASETS.TEST", "()"))))
-
-
-def test_the_table_of_several_data_sets_and_kinds_of_metrics() -> None:
-    results = {
-        "shapes_val": {"bbox": {"AP": 61.234, "AP50": 80.0, "AP-red circle": 3.0}},
-        "shapes_val_refexp": {"refexp": {"P@1": 70.5, "mIoU": float("nan")}},
-    }
-    assert results_table(results, list(results)).splitlines() == [
-        "  data set                     AP   AP50    P@1  mIoU",
-        "  shapes_val bbox           61.23  80.00",
-        "  shapes_val_refexp refexp                70.50   nan",
-    ]
-    assert results_table({"bbox": {"AP": 5.0}}, ["one"]).splitlines()[1] == "  one bbox  5.00"
 
 
 def test_processes_that_compute_on_the_cpu_do_not_see_gpus(monkeypatch: pytest.MonkeyPatch, command: Any) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.checkpoint.files import CheckpointError
-from grounding_dino.engine import trainer as trainer_module
 from grounding_dino.engine.trainer import Trainer, check_test_sets
+from grounding_dino.evaluation.build import EVALUATORS
 
 import pytest
 import torch
@@ -195,7 +195,7 @@ class Scores(DatasetEvaluator):
 
 def with_scores(monkeypatch: pytest.MonkeyPatch, *scores: float) -> list[float]:
     left = list(scores)
-    monkeypatch.setitem(trainer_module.EVALUATORS, "coco", lambda cfg, name, folder: Scores(left))
+    monkeypatch.setitem(EVALUATORS, "coco", lambda cfg, name, folder: Scores(left))
     return left
 
 
