@@ -181,8 +181,10 @@ def _map(jobs: Sequence[tuple[SplitRecipe, int, str]], workers: int) -> Iterable
 
 
 def default_output() -> Path:
-    """`$DETECTRON2_DATASETS/shapes`, or datasets/shapes below the working folder."""
-    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "shapes"
+    """`shapes` below `dataset_root()`."""
+    from grounding_dino.data.datasets.paths import dataset_root  # on use: its package registers this data set
+
+    return dataset_root() / "shapes"
 
 
 def get_parser() -> argparse.ArgumentParser:
