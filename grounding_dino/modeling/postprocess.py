@@ -23,26 +23,38 @@ def postprocess_picture(
     """Detections of one picture in its output size (`height`, `width` of `inputs`, else `image_size`).
 
     `found` pairs each prompt of the picture with its predictions (Q, T), (Q, 4). With categories: the best
-    (query, category) pairs over all prompts, with `pred_classes` the index into `inputs["categories"]`. With a
-    caption: one detection a query, scored by its best token, with that query's `token_logits`.
+    (query, category) pairs over all prompts, with `pred_classes` the index into `inputs["categories"]`; where they are
+    `referring` expressions, the best pairs of each prompt, and scored as `token_score` of the inputs says. With a
+    caption and `phrases`: the best queries of each phrase, which `pred_classes` names. With a caption alone: one
+    detection a query, scored by its best token, with that query's `token_logits`.
     """
     size = (int(inputs.get("height", image_size[0])), int(inputs.get("width", image_size[1])))
     if "categories" in inputs:
-        return category_instances(found, size, detections_per_image)
+        if not inputs.get("referring"):
+            return category_instances(found, size, detections_per_image)
+        # Expressions are asked for independently of each other: none may crowd out another's boxes.
+        token_score = inputs.get("token_score", "mean")
+        return category_instances(found, size, detections_per_image, token_score, each_prompt=True)
+    if inputs.get("phrases"):
+        return phrase_instances(*found[0], size, detections_per_image)
     return caption_instances(found[0][1], size)
 
 
 def category_instances(
-    found: Sequence[tuple[Prompt, Predictions]], size: tuple[int, int], detections_per_image: int
+    found: Sequence[tuple[Prompt, Predictions]],
+    size: tuple[int, int],
+    detections_per_image: int,
+    token_score: str = "mean",
+    each_prompt: bool = False,
 ) -> Instances:
-    """The `detections_per_image` best of all (query, category) pairs, best first.
+    """The `detections_per_image` best of all (query, category) pairs, or with `each_prompt` of each prompt, best first.
 
     `query_indices` tells which detections are of one query; queries are counted through all prompts.
     """
     scores, classes, boxes, queries = [], [], [], []
     first_query = 0
     for prompt, predictions in found:
-        probability = category_scores(predictions.pred_logits, prompt)  # (Q, categories of this prompt)
+        probability = category_scores(predictions.pred_logits, prompt, token_score)  # (Q, categories of this prompt)
         top = probability.flatten().topk(min(detections_per_image, probability.numel()))
         query = top.indices // probability.shape[1]
         category = torch.tensor(prompt.category_indices, device=query.device)
@@ -52,12 +64,27 @@ def category_instances(
         queries.append(first_query + query)
         first_query += len(probability)
     all_scores = torch.cat(scores)
-    best = all_scores.topk(min(detections_per_image, len(all_scores))).indices
+    kept = len(all_scores) if each_prompt else min(detections_per_image, len(all_scores))
+    best = all_scores.topk(kept).indices
     instances = Instances(size)
     instances.pred_boxes = scale_boxes(torch.cat(boxes)[best], size)
     instances.scores = all_scores[best]
     instances.pred_classes = torch.cat(classes)[best]
     instances.query_indices = torch.cat(queries)[best]
+    return instances
+
+
+def phrase_instances(
+    prompt: Prompt, predictions: Predictions, size: tuple[int, int], detections_per_phrase: int
+) -> Instances:
+    """The best queries of each phrase of a caption, phrase by phrase and best first; `pred_classes` is the phrase."""
+    scores = category_scores(predictions.pred_logits, prompt).T  # (phrases, Q)
+    top = scores.topk(min(detections_per_phrase, scores.shape[1]), dim=1)
+    instances = Instances(size)
+    instances.pred_boxes = scale_boxes(predictions.pred_boxes[top.indices.flatten()], size)
+    instances.scores = top.values.flatten()
+    instances.pred_classes = torch.arange(len(scores), device=scores.device).repeat_interleave(top.values.shape[1])
+    instances.query_indices = top.indices.flatten()
     return instances
 
 

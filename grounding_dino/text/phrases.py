@@ -14,14 +14,24 @@ from torch import Tensor
 LAST_COLUMN = 255  # the authors' default right border: this column and those after it never enter a phrase
 
 
-def category_scores(pred_logits: Tensor, prompt: Prompt) -> Tensor:
+TOKEN_SCORES = ("mean", "max")  # how a category's score follows from those of its tokens
+
+
+def category_scores(pred_logits: Tensor, prompt: Prompt, token_score: str = "mean") -> Tensor:
     """Mean sigmoid over each category's tokens: (..., T) logits -> (..., number of categories) float32.
+
+    With `token_score` "max" it is that of the best token; of all tokens where the prompt names one thing, as published
+    evaluations of referring expressions have it: MDETR's annotations mark only the head noun of an expression.
 
     Categories with the same tokens get exactly the same score (that of the first), so the first one wins
     wherever the first of equals is taken.
     """
     _check_columns(pred_logits, prompt)
+    if token_score not in TOKEN_SCORES:
+        raise ValueError(f"unknown token_score {token_score!r}; choose from {TOKEN_SCORES}")
     scores = pred_logits[..., : len(prompt)].float().sigmoid()
+    if token_score == "max":
+        return _best_token_scores(scores, prompt)
     rows = torch.zeros(len(prompt.token_spans), len(prompt))
     first: dict[tuple[int, ...], int] = {}
     source = []
@@ -32,6 +42,17 @@ def category_scores(pred_logits: Tensor, prompt: Prompt) -> Tensor:
             rows[row, columns] = 1 / len(columns)
     with torch.autocast(scores.device.type, enabled=False):  # which would round the scores, and tie them
         return (scores @ rows.T.to(scores.device))[..., source]
+
+
+def _best_token_scores(scores: Tensor, prompt: Prompt) -> Tensor:
+    """(..., T) scores of tokens -> (..., number of categories); 0 for a category that was cut off."""
+    if len(prompt.token_spans) == 1:
+        return scores.amax(-1, keepdim=True)
+    best = [
+        torch.cat([scores[..., start:end] for start, end in spans], -1).amax(-1) if spans else scores[..., 0] * 0
+        for spans in prompt.token_spans
+    ]
+    return torch.stack(best, -1)
 
 
 def decode_phrases(

@@ -61,9 +61,13 @@ class Segments:
 
 
 def build_category_prompts(
-    categories: Sequence[str], tokenizer: WordPieceTokenizer, max_tokens: int = MAX_TOKENS
+    categories: Sequence[str],
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int = MAX_TOKENS,
+    names_per_prompt: int = 0,
 ) -> list[Prompt]:
-    """Prompts that name `categories` in order, as few as hold them all within `max_tokens` each.
+    """Prompts that name `categories` in order, as few as hold them all within `max_tokens` each, and at most
+    `names_per_prompt` of them where that is not 0.
 
     A name is lower-cased, stripped, and its inner white space becomes single spaces; nothing else is changed
     (underscores, slashes and brackets stay). Repeated names are written, and scored, once each. A name
@@ -77,7 +81,7 @@ def build_category_prompts(
     chunks: list[list[int]] = [[]]
     length = 2  # [CLS] and [SEP]
     for index, ids in enumerate(encoded):
-        if length + len(ids) + 1 > max_tokens:
+        if length + len(ids) + 1 > max_tokens or 0 < names_per_prompt <= len(chunks[-1]):
             chunks.append([])
             length = 2
         chunks[-1].append(index)

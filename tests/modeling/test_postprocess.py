@@ -90,3 +90,37 @@ def test_fewer_queries_than_detections() -> None:
     (prompt,) = build_category_prompts(["cat"], build_tokenizer())
     assert len(category_instances([(prompt, predictions(2, len(prompt)))], (10, 10), 300)) == 2
     assert len(category_instances([(prompt, predictions(0, len(prompt)))], (10, 10), 300)) == 0
+
+
+def test_expressions_of_different_prompts_do_not_compete() -> None:
+    inputs = {"categories": ["cat", "red dog"], "referring": True, "names_per_prompt": 1}
+    prompts = build_category_prompts(inputs["categories"], build_tokenizer(), names_per_prompt=1)
+    assert [p.category_indices for p in prompts] == [(0,), (1,)]
+    strong, weak = predictions(6, len(prompts[0]), 1), predictions(6, len(prompts[1]), 2)
+    strong = Predictions(strong.pred_logits + 20, strong.pred_boxes)
+    found = list(zip(prompts, (strong, weak)))
+    together = postprocess_picture(found, {"categories": inputs["categories"]}, (10, 20), 3)
+    assert together.pred_classes.tolist() == [0, 0, 0]
+    apart = postprocess_picture(found, inputs, (10, 20), 3)
+    assert apart.pred_classes.tolist() == [0, 0, 0, 1, 1, 1]
+    best = postprocess_picture(found, {**inputs, "token_score": "max"}, (10, 20), 3)
+    expected = weak.pred_logits.amax(-1).sigmoid().sort(descending=True).values[:3]
+    assert best.scores[3:].tolist() == pytest.approx(expected.tolist())
+    assert not torch.equal(best.scores[3:], apart.scores[3:])
+
+
+def test_each_phrase_of_a_caption_gets_its_best_queries() -> None:
+    spans = [(0, 5), [(9, 14), (0, 5)]]
+    inputs = {"caption": "a cat on a mat", "phrases": spans}
+    prompt = build_caption_prompt(inputs["caption"], build_tokenizer(), phrases=spans)
+    raw = predictions(6, len(prompt))
+    found = postprocess_picture([(prompt, raw)], inputs, (10, 20), 4)
+    assert found.pred_classes.tolist() == [0] * 4 + [1] * 4
+    scores = raw.pred_logits.sigmoid()
+    tokens = [[1, 2], [1, 2, 4, 5]]  # [CLS] a cat on a mat . [SEP]
+    for phrase, columns in enumerate(tokens):
+        expected, queries = scores[:, columns].mean(1).topk(4)
+        of_phrase = found[found.pred_classes == phrase]
+        assert of_phrase.query_indices.tolist() == queries.tolist()
+        torch.testing.assert_close(of_phrase.scores, expected)
+        assert torch.equal(of_phrase.pred_boxes.tensor, scale_boxes(raw.pred_boxes[queries], (10, 20)).tensor)

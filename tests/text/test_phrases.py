@@ -154,3 +154,15 @@ def test_a_repeated_category_has_exactly_the_score_of_the_first(tokenizer):
 def test_half_precision_logits_are_scored_in_float32(tokenizer):
     (prompt,) = build_category_prompts(["cat"], tokenizer)
     assert category_scores(torch.zeros(3, 4, dtype=torch.bfloat16), prompt).dtype == torch.float32
+
+
+def test_best_token_score():
+    tokenizer = build_tokenizer()
+    (pair,) = build_category_prompts(["red cat", "dog"], tokenizer)  # [CLS] red cat . dog . [SEP]
+    logits = torch.tensor([[9.0, 1, 2, 8, -1, 8, 9]])
+    expected = torch.tensor([[2.0, -1.0]]).sigmoid()
+    torch.testing.assert_close(category_scores(logits, pair, "max"), expected)
+    (alone,) = build_category_prompts(["red cat"], tokenizer)  # all tokens count where one thing is asked for
+    assert category_scores(logits[:, :5], alone, "max").item() == pytest.approx(torch.tensor(9.0).sigmoid().item())
+    with pytest.raises(ValueError, match="unknown token_score 'best'"):
+        category_scores(logits, pair, "best")

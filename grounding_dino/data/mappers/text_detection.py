@@ -48,6 +48,7 @@ class TextDetectionMapper:
         class_names: data set name -> its class names; others are looked up in the metadata when needed.
         default_dataset: the data set of records that do not say theirs in `dataset_name`.
         mask_format: "polygon" or "bitmask" for `gt_masks`; "" leaves masks out.
+        descriptions_per_prompt: referring expressions asked for at once in testing; 0 asks for all of a picture.
     """
 
     @configurable
@@ -62,6 +63,7 @@ class TextDetectionMapper:
         class_names: dict[str, list[str]] | None = None,
         default_dataset: str = "",
         mask_format: str = "",
+        descriptions_per_prompt: int = 0,
     ) -> None:
         if is_train and sampler is None:
             raise ValueError("a mapper for training needs a sampler that draws prompts")
@@ -75,6 +77,7 @@ class TextDetectionMapper:
         self.class_names = dict(class_names or {})
         self.default_dataset = default_dataset
         self.mask_format = mask_format
+        self.descriptions_per_prompt = descriptions_per_prompt
         self.num_unreadable = 0
 
     @classmethod
@@ -102,6 +105,7 @@ class TextDetectionMapper:
             },
             "default_dataset": names[0] if len(names) == 1 else "",
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+            "descriptions_per_prompt": cfg.TEST.DESCRIPTIONS_PER_PROMPT,
         }
 
     def __call__(self, record: Record) -> Record | None:
@@ -180,7 +184,11 @@ class TextDetectionMapper:
     def _whole_text(self, record: Record) -> Record:
         if "caption" in record:
             return {key: record[key] for key in ("caption", "phrases") if key in record}
-        return {"categories": list(self._names(record))}
+        text = {"categories": list(self._names(record))}
+        if record.get("referring"):
+            text.update({key: record[key] for key in ("referring", "token_score") if key in record})
+            text["names_per_prompt"] = self.descriptions_per_prompt
+        return text
 
     def _names(self, record: Record) -> list[str]:
         """The record's own categories, or the class names of its data set."""

@@ -143,7 +143,8 @@ class GeneralizedDINO(nn.Module):
         encoder: Any = self.text_encoder
         tokenizer, max_tokens = encoder.tokenizer, encoder.max_tokens
         if "categories" in inputs:
-            prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens)
+            at_once = inputs.get("names_per_prompt", 0)
+            prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens, at_once)
             if self.training and len(prompts) > 1:
                 raise ValueError(
                     f"the {len(inputs['categories'])} categories of {_name(inputs)} take more than {max_tokens} "

@@ -280,3 +280,12 @@ def test_the_most_labels_of_a_record(picture):
     assert mapper.most_labels(_record(picture, caption="a cat")) == 1
     same = [_annotation(0, [0, 0, 9, 9]), _annotation(1, [0, 0, 9, 9]), _annotation(2, [5, 5, 9, 9])]
     assert mapper.most_labels(_record(picture, categories=CLASSES, referring=True, annotations=same)) == 2
+
+
+@pytest.mark.parametrize("at_once", [0, 1])
+def test_testing_asks_for_as_many_expressions_at_once_as_configured(picture, at_once):
+    mapper = _mapper(is_train=False, descriptions_per_prompt=at_once)
+    own = {"categories": ["the left ring", "a star"], "referring": True, "token_score": "max"}
+    sample = mapper(_record(picture, **own))
+    assert {key: sample[key] for key in own} == own and sample["names_per_prompt"] == at_once
+    assert "names_per_prompt" not in mapper(_record(picture, categories=["a star"]))
