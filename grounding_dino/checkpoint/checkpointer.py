@@ -14,6 +14,7 @@ from grounding_dino.checkpoint.files import CheckpointError
 from grounding_dino.checkpoint.loading import LoadReport, load_checkpoint_into
 from grounding_dino.checkpoint.origins import OURS, load_checkpoint
 from grounding_dino.checkpoint.saving import save_torch, write_atomically
+from grounding_dino.checkpoint.sharded import has_split_parameters, whole
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
@@ -84,12 +85,21 @@ class GroundingCheckpointer(DetectionCheckpointer):
         return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write the model, the checkpointables and `kwargs` to `name`.pth, which appears only when it is whole."""
-        if not self.save_dir or not self.save_to_disk:
+        """Write the model, the checkpointables and `kwargs` to `name`.pth, which appears only when it is whole.
+
+        Where the parameters are split over processes, all of them have to call this, and the first one writes; the
+        file is the same as that of a model in one piece.
+        """
+        split = has_split_parameters(self.model)
+        if not self.save_dir or not (self.save_to_disk or split):
             return
-        content = {"model": self.model.state_dict()}
+        content: dict[str, Any] = {"model": self.model.state_dict()}
         content.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         content.update(kwargs)
+        if split:
+            content = whole(content)
+        if not self.save_to_disk:
+            return
         path = os.path.join(self.save_dir, f"{name}.pth")
         file_name = os.path.basename(path)
         periodic = [other for other in self._periodic if other != file_name]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from grounding_dino.checkpoint.sharded import own_part
+
 import torch
 from torch import nn
 
@@ -33,7 +35,8 @@ def check_gradients(norm: float, model: nn.Module, batch: Iterable[Mapping[str, 
     if math.isfinite(norm):
         return
     named = [(n.removeprefix("module."), p.grad) for n, p in model.named_parameters() if p.grad is not None]
-    bad = [name for name, gradient in named if not torch.isfinite(gradient).all()]
+    # with split parameters by this process's part: another one may name other parameters, or none
+    bad = [name for name, gradient in named if not torch.isfinite(own_part(gradient)).all()]
     names = _some(bad) if bad else "all parameters together"
     raise NonFiniteError(f"the gradient of {names} is not finite on {pictures(batch)}; {_REMEDY}")
 

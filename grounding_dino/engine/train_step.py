@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from grounding_dino.checkpoint.sharded import whole_scalar
 from grounding_dino.engine.clipping import build_clipping
 from grounding_dino.engine.finite_checks import NonFiniteError, check_gradients, check_losses, while_computing
 
@@ -58,7 +59,8 @@ class TrainStep(SimpleTrainer):
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], self.norm_type)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = whole_scalar(nn.utils.get_total_norm(gradients, self.norm_type))
         self._check_and_record(losses, norm, batch, data_time)
         if self.clip is not None:
             self.clip(parameters, norm)

@@ -25,12 +25,13 @@ from grounding_dino.engine.hooks import (
 )
 from grounding_dino.engine.initial_weights import load_initial_weights
 from grounding_dino.engine.optimizer import build_optimizer
+from grounding_dino.engine.parallel import distribute, gathered, split_parameters
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.evaluation.build import build_evaluator, evaluator_kinds
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.hooks import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -65,9 +66,10 @@ class Trainer(DefaultTrainer):
         check_test_sets(cfg)
         torch.manual_seed(self.seed)  # equal initial weights in every process
         model = self.build_model(cfg)
+        split_parameters(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(cfg, self.seed)
-        self._trainer = TrainStep(_distribute(model, cfg), data_loader, optimizer, cfg)
+        self._trainer = TrainStep(distribute(model, optimizer, cfg), data_loader, optimizer, cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GroundingCheckpointer(
             model,
@@ -103,7 +105,8 @@ class Trainer(DefaultTrainer):
         """Metrics of the data set of DATASETS.TEST, or of several, keyed by their names."""
         register_extra_datasets(cfg.DATASETS.EXTRA)
         precision = _evaluation_precision(cfg)
-        with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, precision, enabled=precision is not None):
+        device = torch.device(cfg.MODEL.DEVICE).type
+        with gathered(model), torch.autocast(device, precision, enabled=precision is not None):
             return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -201,12 +204,6 @@ def check_test_sets(cfg: CfgNode) -> None:
                 f"{name!r} of DATASETS.TEST cannot be evaluated on: {error} (to train without evaluation, set "
                 'DATASETS.TEST "()")'
             ) from error
-
-
-def _distribute(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
-        return create_ddp_model(model, broadcast_buffers=False)
-    return create_ddp_model(model, broadcast_buffers=False, device_ids=None)
 
 
 def _evaluation_precision(cfg: CfgNode) -> torch.dtype | None:
