@@ -176,9 +176,13 @@ def _add_input(cfg: CN) -> None:
     # How often pictures of each set of DATASETS.TRAIN are drawn, relative to each other; [] draws every picture once
     # an epoch.
     cfg.DATASETS.WEIGHTS = []
+    # How often each set of DATASETS.TRAIN is gone through in an epoch: 2 repeats it, 0.1 draws a tenth; [] once. Give
+    # either this or WEIGHTS.
+    cfg.DATASETS.RATIOS = []
     # Data set name -> settings that hold for it alone: NUM_NEGATIVE_CATEGORIES, FULL_NEGATIVES_PROBABILITY,
     # SHUFFLE_CATEGORIES_ON, RANDOM_FLIP (as in INPUT), NAMES_FILE (json: category name -> name in prompts).
     cfg.DATASETS.TEXT = CN(new_allowed=True)
+    cfg.DATALOADER.REPEAT_SETS = []  # sets that repeat factors hold for; [] all of DATASETS.TRAIN
     cfg.DATASETS.STRICT_ON = False  # a broken row of a JSON-lines file stops the run instead of being counted
 
 
@@ -196,6 +200,13 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = ""  # e.g. "bbox/AP"; "" keeps no best checkpoint
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16"; used where SOLVER.AMP.ENABLED
     cfg.SOLVER.CHECKPOINTS_KEPT = 5  # older periodic checkpoints of the run are removed; 0 keeps all
+    # The schedule in epochs of the training data: with MAX above 0 it replaces MAX_ITER, STEPS, CHECKPOINT_PERIOD and
+    # TEST.EVAL_PERIOD (periods of 0 leave those as they are). SOLVER.MAX_ITER on the command line switches it off.
+    cfg.SOLVER.EPOCHS = CN()
+    cfg.SOLVER.EPOCHS.MAX = 0
+    cfg.SOLVER.EPOCHS.STEPS = []
+    cfg.SOLVER.EPOCHS.CHECKPOINT_PERIOD = 0
+    cfg.SOLVER.EPOCHS.EVAL_PERIOD = 0
     cfg.SOLVER.ACCUMULATION_STEPS = 1  # backward passes an optimizer step; IMS_PER_BATCH is split among them
     cfg.SOLVER.DETERMINISTIC_ON = False  # only operations that give the same bits again; slower on a GPU
     cfg.SOLVER.DATA_PARALLEL = "ddp"  # or "fsdp2": parameters, gradients and optimizer state split over processes

@@ -10,7 +10,12 @@ from typing import Any
 
 from grounding_dino.checkpoint.files import EXTRAS_PREFIX, STATE_KEYS, CheckpointError, read_checkpoint_file
 from grounding_dino.checkpoint.rules import StateDict, Table
-from grounding_dino.checkpoint.tables import grounding_dino_huggingface, grounding_dino_mmdet, grounding_dino_official
+from grounding_dino.checkpoint.tables import (
+    dino_official,
+    grounding_dino_huggingface,
+    grounding_dino_mmdet,
+    grounding_dino_official,
+)
 
 from torch import Tensor
 
@@ -54,6 +59,14 @@ FORMATS = (
         lambda num_layers, names: grounding_dino_official.table(num_layers),
         state_key="model",
         prefix="module.",
+    ),
+    Format(
+        "official",
+        "dino",
+        (r"transformer\.decoder\.layers\.", r"transformer\.enc_out_class_embed\.", r"label_enc\."),
+        r"transformer\.decoder\.layers\.(\d+)\.",
+        lambda num_layers, names: dino_official.table(num_layers),
+        state_key="model",
     ),
     Format(
         "mmdet",
@@ -134,7 +147,7 @@ def recognise(names: Iterable[str], path: str = "the checkpoint") -> Format:
     known = sorted({form.origin for form in FORMATS} | {OURS})
     raise CheckpointError(
         f"{path} holds {len(names)} tensors of a model that is not known here ({', '.join(sorted(names)[:5])}, ...); "
-        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}. Weights of a backbone alone belong "
+        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, and the authors' DINO. Weights of a backbone alone belong "
         "into MODEL.BACKBONE.WEIGHTS, of a text encoder alone into MODEL.TEXT_ENCODER.WEIGHTS"
     )
 

@@ -95,9 +95,9 @@ def _query_selection() -> list[Rule]:
     ]
 
 
-def table(num_layers: int) -> Table:
-    """The rules of a model with `num_layers` decoder layers."""
-    rules = [
+def shared_rules() -> list[Rule]:
+    """The parts that Grounding DINO has from DINO, under the same names, and those that it adds for text."""
+    return [
         *swin_official("backbone.0."),
         *resnet("backbone.0.body."),
         Rule("input_projection.{i}.{j}.{p}", "input_proj.{i}.{j}.{p}"),
@@ -106,7 +106,12 @@ def table(num_layers: int) -> Table:
         *_encoder(),
         *_query_selection(),
         *_decoder(),
-        # a remnant of training, which the authors' own model does not hold either
-        Rule("carried.official.label_enc.{p}", "label_enc.{p}", carried=True),
     ]
-    return Table(tuple(rules), collapse=(BOX_HEADS,), expand=(BOX_HEADS,), num_layers=num_layers)
+
+
+def table(num_layers: int) -> Table:
+    """The rules of a model with `num_layers` decoder layers."""
+    # a remnant of training, which the authors' own model does not hold either
+    remnant = Rule("carried.official.label_enc.{p}", "label_enc.{p}", carried=True)
+    rules = (*shared_rules(), remnant)
+    return Table(rules, collapse=(BOX_HEADS,), expand=(BOX_HEADS,), num_layers=num_layers)
