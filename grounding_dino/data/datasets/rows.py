@@ -1,11 +1,13 @@
 """Annotations of one JSON object a line: reading them, and what happens to a line that cannot be used.
 
-A reader turns a row into a record and raises :class:`RowError` where it cannot; a :class:`RowReport` counts such rows, and
-the repairs of others, by kind, each with its first file and line.
+A reader turns a row into a record and raises :class:`RowError` where it cannot; a :class:`RowReport` counts such rows,
+and the repairs of others, by kind, each with its first file and line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import json
 import logging
 import os
@@ -21,7 +23,22 @@ Record = dict[str, Any]
 # (row, report of repairs inside of it) -> record, or RowError. The report may be left out.
 RowReader = Callable[[Record, CleaningReport | None], Record]
 
+TRAINING_ONLY = "none: captions of this kind can be trained on, not scored"  # an evaluator_type that nothing scores
+
 _SUFFIXES = (".jsonl", ".ndjson", ".json")
+_CHECKED_PICTURES = 20
+_strict: contextvars.ContextVar[bool] = contextvars.ContextVar("strict_rows", default=False)
+
+
+@contextlib.contextmanager
+def strict_rows(on: bool) -> Iterator[None]:
+    """Within it, data sets that do not say themselves are read strictly, or not: how DATASETS.STRICT_ON gets here
+    through Detectron2's catalog, whose functions take no arguments."""
+    token = _strict.set(on)
+    try:
+        yield
+    finally:
+        _strict.reset(token)
 
 
 class RowError(ValueError):
@@ -68,15 +85,15 @@ class RowReport(CleaningReport):
         """Rows dropped so far."""
         return sum(count for kind, (count, _) in self.findings.items() if kind.startswith("dropped rows "))
 
-    def settle(self, strict: bool) -> None:
-        """Warn once, with every kind and its count, or with `strict` refuse.
+    def settle(self, strict: bool | None = None) -> None:
+        """Warn once, with every kind and its count, or with `strict` refuse (None: as :func:`strict_rows` says).
 
         Raises:
             RowError: `strict`, and a row was dropped or repaired.
         """
         if not self.findings:
             return
-        if strict:
+        if _strict.get() if strict is None else strict:
             raise RowError(
                 f"{self.json_file} has rows that are not in order, and DATASETS.STRICT_ON (strict) asks to stop then",
                 "; ".join(self.sentences()),
@@ -160,20 +177,6 @@ def read_rows(files: Sequence[str], reader: RowReader, report: RowReport) -> Ite
                 yield record
 
 
-def load_rows(path: str, reader: RowReader, strict: bool = False) -> list[Record]:
-    """All records of a row file, or of a folder of them; what was wrong is said in one warning.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        RowError: `strict` and a row is not in order, or no row can be used; with the first file and line of each kind.
-    """
-    report = RowReport(path)
-    records = list(read_rows(json_line_files(path), reader, report))
-    report.settle(strict)
-    check_yield(len(records), report)
-    return records
-
-
 def check_yield(count: int, report: RowReport) -> None:
     """Refuse a set that yields nothing.
 
@@ -183,3 +186,28 @@ def check_yield(count: int, report: RowReport) -> None:
     if count == 0:
         reasons = "; ".join(report.sentences()) or "it has no rows"
         raise RowError(f"the data set {report.json_file} yields nothing", reasons)
+
+
+def check_pictures(records: Sequence[Record], image_root: str) -> None:
+    """Refuse a picture folder that does not belong to the rows: it is not there, or none of the first pictures is.
+
+    Not all are looked for: a set may have millions, on a slow disk. One that is missing is named when it is needed.
+
+    Raises:
+        FileNotFoundError: see above.
+    """
+    if not os.path.isdir(image_root):
+        raise FileNotFoundError(f"there is no picture folder {image_root!r}; check the path")
+    first = [record["file_name"] for record in records[:_CHECKED_PICTURES]]
+    if not any(os.path.isfile(name) for name in first):
+        raise FileNotFoundError(
+            f"none of the first {len(first)} pictures is in {image_root!r} ({first[0]!r} for one); check the folder"
+        )
+
+
+def with_own_ids(records: list[Record]) -> list[Record]:
+    """The records, numbered from 1 where their image ids are not unique or partly numbers and partly text."""
+    ids = [record["image_id"] for record in records]
+    if len(set(ids)) == len(ids) and len({type(number) for number in ids}) <= 1:
+        return records
+    return [{**record, "image_id": place} for place, record in enumerate(records, 1)]
