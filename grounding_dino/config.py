@@ -158,6 +158,7 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.NUM_NEGATIVE_CATEGORIES = -1
     cfg.INPUT.FULL_NEGATIVES_PROBABILITY = 0.5  # else their number is uniform in 1 ... NUM_NEGATIVE_CATEGORIES
     cfg.INPUT.SHUFFLE_CATEGORIES_ON = True
+    cfg.INPUT.SPLIT_NAMES_ON = False  # training prompts ask for "cup/mug" by one of its parts, drawn at random
     # What happens where a picture with words of its own is mirrored: "swap_words" exchanges left and right in them,
     # "off" mirrors only pictures of category prompts.
     cfg.INPUT.FLIP_WITH_TEXT = "swap_words"
@@ -180,7 +181,7 @@ def _add_input(cfg: CN) -> None:
     # either this or WEIGHTS.
     cfg.DATASETS.RATIOS = []
     # Data set name -> settings that hold for it alone: NUM_NEGATIVE_CATEGORIES, FULL_NEGATIVES_PROBABILITY,
-    # SHUFFLE_CATEGORIES_ON, RANDOM_FLIP (as in INPUT), NAMES_FILE (json: category name -> name in prompts).
+    # SHUFFLE_CATEGORIES_ON, SPLIT_NAMES_ON, RANDOM_FLIP (as in INPUT), NAMES_FILE (json: category -> name in prompts).
     cfg.DATASETS.TEXT = CN(new_allowed=True)
     cfg.DATALOADER.REPEAT_SETS = []  # sets that repeat factors hold for; [] all of DATASETS.TRAIN
     cfg.DATASETS.STRICT_ON = False  # a broken row of a JSON-lines file stops the run instead of being counted

@@ -141,6 +141,8 @@ def merge_options(cfg: CfgNode, options: Sequence[object]) -> None:
             cfg.merge_from_list([key, str(value) if isinstance(value, Path) else value])
         except (ValueError, KeyError) as error:
             raise ValueError(f"{key} cannot be {value!r}: {error.args[0]}") from error
+    if "SOLVER.MAX_ITER" in options[::2] and "SOLVER.EPOCHS.MAX" not in options[::2]:
+        cfg.SOLVER.EPOCHS.MAX = 0  # iterations asked for by name win over a recipe's epochs
 
 
 def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

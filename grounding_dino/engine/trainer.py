@@ -10,10 +10,12 @@ from typing import Any
 
 from grounding_dino import modeling  # noqa: F401  (registers the models)
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+from grounding_dino.checkpoint.sharded import has_split_parameters
 from grounding_dino.data.build import build_test_loader, load_records
 from grounding_dino.data.datasets import register_extra_datasets
 from grounding_dino.data.loader import build_train_loader, start_stream_at
 from grounding_dino.engine.environment import set_up_logging
+from grounding_dino.engine.epochs import in_iterations
 from grounding_dino.engine.hooks import (
     REPORT_PERIOD,
     BestCheckpointer,
@@ -69,6 +71,7 @@ class Trainer(DefaultTrainer):
         split_parameters(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(cfg, self.seed)
+        self.cfg = cfg = in_iterations(cfg, len(data_loader.dataset))
         self._trainer = TrainStep(distribute(model, optimizer, cfg), data_loader, optimizer, cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GroundingCheckpointer(
@@ -126,7 +129,7 @@ class Trainer(DefaultTrainer):
         chain: list[HookBase | None] = [SeedEveryStep(), FrozenNorms(), hooks.IterationTimer(), hooks.LRScheduler()]
         chain.append(EqualStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD))
         # Before evaluation, so that a failing evaluation does not cost the checkpoint.
-        if comm.is_main_process():
+        if comm.is_main_process() or has_split_parameters(self.model):  # whose parts all processes give
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
         if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
