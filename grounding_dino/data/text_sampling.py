@@ -32,11 +32,18 @@ def name_cost(name: str, tokenizer: WordPieceTokenizer) -> int:
     return len(encode_name(name, tokenizer)) + 1
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def alternatives(name: str) -> tuple[str, ...]:
+    """The names that "cup/mug" stands for, one for each part with a letter or digit; else the name itself."""
+    parts = tuple(part.strip() for part in name.split("/") if any(map(str.isalnum, part)))
+    return parts or (name,)
+
+
 @functools.lru_cache(maxsize=256)
-def _most_names(names: tuple[str, ...], budget: int, tokenizer: WordPieceTokenizer) -> int:
+def _most_names(names: tuple[str, ...], budget: int, tokenizer: WordPieceTokenizer, split: bool = False) -> int:
     """How many of the names fit into `budget` tokens at most: the cheapest ones."""
-    totals = itertools.accumulate(sorted(name_cost(name, tokenizer) for name in names))
-    return sum(total <= budget for total in totals)
+    costs = (min(name_cost(part, tokenizer) for part in (alternatives(name) if split else (name,))) for name in names)
+    return sum(total <= budget for total in itertools.accumulate(sorted(costs)))
 
 
 class TextSampler:
@@ -48,6 +55,7 @@ class TextSampler:
         shuffle: random order of the names; else the data set's.
         max_tokens: tokens of a prompt, [CLS] and [SEP] included.
         vocabulary: a WordPiece vocabulary file; "" for the packaged one.
+        split_names: a prompt asks for "cup/mug" by one of its parts, drawn at random; else by the name as it is.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -61,6 +69,7 @@ class TextSampler:
         shuffle: bool = True,
         max_tokens: int = 256,
         vocabulary: str = "",
+        split_names: bool = False,
     ) -> None:
         if num_negatives < -1:
             raise ValueError(f"the number of negative categories is {num_negatives}; use -1 (all) or 0 and more")
@@ -71,26 +80,40 @@ class TextSampler:
         self.num_negatives = num_negatives
         self.full_probability = full_probability
         self.shuffle = shuffle
+        self.split_names = split_names
         self.budget = max_tokens - 2
         self.tokenizer = build_tokenizer(vocabulary)
 
-    def sample_categories(self, names: Sequence[str], positives: Collection[int]) -> list[int]:
+    def word(self, names: Sequence[str]) -> list[str]:
+        """The names as one prompt asks for them: where they are split, a part of each."""
+        if not self.split_names:
+            return list(names)
+        choices = [alternatives(name) for name in names]
+        return [parts[np.random.randint(len(parts))] if len(parts) > 1 else parts[0] for parts in choices]
+
+    def sample_categories(
+        self, names: Sequence[str], positives: Collection[int], wording: Sequence[str] | None = None
+    ) -> list[int]:
         """Indices into `names`, in the order of the prompt: positives first while they fit, then drawn negatives.
 
-        A name that also belongs to a positive (a category listed twice) is no negative.
+        A name that also belongs to a positive (a category listed twice, or a part of one) is no negative.
+
+        Args:
+            wording: the names as this prompt asks for them, from :meth:`word`.
         """
-        present = {normalised_name(names[index]) for index in positives}
-        absent = [index for index in range(len(names)) if normalised_name(names[index]) not in present]
-        chosen = self._fit(names, _shuffled(sorted(set(positives))), self.budget)
-        left = self.budget - sum(name_cost(names[index], self.tokenizer) for index in chosen)
+        words = names if wording is None else wording
+        present = {said for index in positives for said in self._readings(names[index])}
+        absent = [index for index in range(len(names)) if present.isdisjoint(self._readings(names[index]))]
+        chosen = self._fit(words, _shuffled(sorted(set(positives))), self.budget)
+        left = self.budget - sum(name_cost(words[index], self.tokenizer) for index in chosen)
         count = self._negative_count(len(absent), has_positives=bool(chosen))
-        chosen += self._fit(names, _shuffled(absent)[:count], left)
+        chosen += self._fit(words, _shuffled(absent)[:count], left)
         return _shuffled(chosen) if self.shuffle else sorted(chosen)
 
     def most_categories(self, names: Sequence[str], num_positives: int) -> int:
         """Upper bound on what :meth:`sample_categories` draws for a picture of so many different positives."""
         wanted = len(names) if self.num_negatives == -1 else num_positives + self.num_negatives
-        return min(wanted, _most_names(tuple(names), self.budget, self.tokenizer))
+        return min(wanted, _most_names(tuple(names), self.budget, self.tokenizer, self.split_names))
 
     def most_expressions(self, captions: Sequence[str], objects: Sequence[Hashable]) -> int:
         """Upper bound on what :meth:`sample_expressions` draws."""
@@ -109,6 +132,10 @@ class TextSampler:
                 candidates.append(index)
         count = int(np.random.randint(1, len(candidates) + 1)) if candidates else 0
         return self._fit(captions, candidates[:count], self.budget)
+
+    def _readings(self, name: str) -> list[str]:
+        """All that prompts may write for `name`."""
+        return [normalised_name(part) for part in (alternatives(name) if self.split_names else (name,))]
 
     def _negative_count(self, available: int, has_positives: bool) -> int:
         if self.num_negatives == -1:

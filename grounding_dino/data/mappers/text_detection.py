@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from grounding_dino.data.augmentation import build_training_augmentations
 from grounding_dino.data.mappers.build import MAPPER_REGISTRY
-from grounding_dino.data.text_sampling import TextSampler, swap_sides
+from grounding_dino.data.mappers.own_text import caption_as_seen, flat, mirrored_words, phrases_of, referred
+from grounding_dino.data.mappers.reading import read_pixels
+from grounding_dino.data.text_sampling import TextSampler
+from grounding_dino.data.text_settings import (
+    TextSettings,
+    check_names,
+    default_settings,
+    rename,
+    settings_by_dataset,
+)
+from grounding_dino.text.prompt import normalised_name
 
 import numpy as np
 import torch
@@ -16,7 +28,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +38,33 @@ Record = dict[str, Any]
 _PASSED_ON = ("file_name", "image_id", "height", "width", "dataset_name", "expression_ids")
 
 
+@dataclass(frozen=True)
+class Treatment:
+    """What happens to the records of a data set.
+
+    Attributes:
+        augmentations: of pictures prompted by class names.
+        text_augmentations: of pictures with a text of their own, which may speak of places: no cropping.
+        sampler: draws training prompts; not needed in testing.
+        prompt_names: category name -> the name that prompts write.
+    """
+
+    augmentations: Sequence[T.Augmentation]
+    text_augmentations: Sequence[T.Augmentation]
+    sampler: TextSampler | None = None
+    prompt_names: Mapping[str, str] = field(default_factory=dict)
+
+
 @MAPPER_REGISTRY.register()
 class TextDetectionMapper:
     """A record to a model input: `image` (C, H, W) uint8, its text and, in training, `instances`.
 
     The text of a record is its own `caption` (with `phrases`, character spans), its own `categories`, or else the
-    class names of its data set. `category_id` of an annotation indexes the phrases (a caption without any is one
-    phrase), or the categories. In testing the text is handed on whole and in order. In training a prompt is drawn
-    from the categories (see :class:`TextSampler`), and `gt_classes` indexes what was drawn; captions stay whole.
-    Where a picture of a caption or of referring expressions is mirrored, "left" and "right", or "above" and "below" and
-    the like, change places in its words.
+    class names of its data set. `category_id` of an annotation indexes the phrases, or the categories. A caption
+    without `phrases` is one phrase; one with an empty list of them names nothing in the picture. In testing the text
+    is handed on whole and in order. In training a prompt is drawn from the categories (see :class:`TextSampler`), and
+    `gt_classes` indexes what was drawn; captions stay whole. Where a picture of a caption or of referring expressions
+    is mirrored, "left" and "right", or "above" and "below" and the like, change places in its words.
 
     Call it with a record; it is not changed. In training None means: the picture cannot be used, take another. In
     testing an unreadable picture is replaced by a black one, so that it counts as missed and the evaluation goes on.
@@ -49,6 +79,7 @@ class TextDetectionMapper:
         default_dataset: the data set of records that do not say theirs in `dataset_name`.
         mask_format: "polygon" or "bitmask" for `gt_masks`; "" leaves masks out.
         descriptions_per_prompt: referring expressions asked for at once in testing; 0 asks for all of a picture.
+        by_dataset: data set name -> what happens to its records instead.
     """
 
     @configurable
@@ -64,16 +95,15 @@ class TextDetectionMapper:
         default_dataset: str = "",
         mask_format: str = "",
         descriptions_per_prompt: int = 0,
+        by_dataset: Mapping[str, Treatment] | None = None,
     ) -> None:
-        if is_train and sampler is None:
+        default = Treatment(augmentations, augmentations if text_augmentations is None else text_augmentations, sampler)
+        self.treatments = dict(by_dataset or {})
+        if is_train and any(treatment.sampler is None for treatment in (default, *self.treatments.values())):
             raise ValueError("a mapper for training needs a sampler that draws prompts")
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
-        self.text_augmentations = T.AugmentationList(
-            list(augmentations if text_augmentations is None else text_augmentations)
-        )
+        self.default_treatment = default
         self.image_format = image_format
-        self.sampler = sampler
         self.class_names = dict(class_names or {})
         self.default_dataset = default_dataset
         self.mask_format = mask_format
@@ -82,30 +112,31 @@ class TextDetectionMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read INPUT and DATASETS.TEXT, and take over the class names of the data sets that are loaded.
+
+        Raises:
+            ValueError: one of their keys is out of range, or a class name cannot stand in a prompt.
+        """
         names = tuple(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
-        plain = utils.build_augmentation(cfg, is_train)
+        default = _treatment(cfg, default_settings(cfg), is_train)
+        treatments = {name: _treatment(cfg, settings, is_train) for name, settings in settings_by_dataset(cfg).items()}
+        class_names = {}
+        for name in names:
+            if hasattr(MetadataCatalog.get(name), "thing_classes"):
+                prompt_names = treatments.get(name, default).prompt_names
+                class_names[name] = rename(MetadataCatalog.get(name).thing_classes, prompt_names, name)
+                check_names(cfg, class_names[name], f"the data set {name!r}")
         return {
             "is_train": is_train,
-            "augmentations": _with_crop(cfg, plain) if is_train and cfg.INPUT.CROP.ENABLED else plain,
-            "text_augmentations": plain,
+            "augmentations": default.augmentations,
+            "text_augmentations": default.text_augmentations,
             "image_format": cfg.INPUT.FORMAT,
-            "sampler": TextSampler(
-                num_negatives=cfg.INPUT.NUM_NEGATIVE_CATEGORIES,
-                full_probability=cfg.INPUT.FULL_NEGATIVES_PROBABILITY,
-                shuffle=cfg.INPUT.SHUFFLE_CATEGORIES_ON,
-                max_tokens=cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
-                vocabulary=cfg.MODEL.TEXT_ENCODER.VOCABULARY,
-            )
-            if is_train
-            else None,
-            "class_names": {
-                name: list(MetadataCatalog.get(name).thing_classes)
-                for name in names
-                if hasattr(MetadataCatalog.get(name), "thing_classes")
-            },
+            "sampler": default.sampler,
+            "class_names": class_names,
             "default_dataset": names[0] if len(names) == 1 else "",
             "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
             "descriptions_per_prompt": cfg.TEST.DESCRIPTIONS_PER_PROMPT,
+            "by_dataset": treatments,
         }
 
     def __call__(self, record: Record) -> Record | None:
@@ -115,40 +146,51 @@ class TextDetectionMapper:
             return None
         own_text = "caption" in record or "categories" in record
         pixels = T.AugInput(image)
-        transforms = (self.text_augmentations if own_text else self.augmentations)(pixels)
+        treatment = self._treatment_of(record)
+        augmentations = treatment.text_augmentations if own_text else treatment.augmentations
+        transforms = T.AugmentationList(list(augmentations))(pixels)
         image = pixels.image
         sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if not self.is_train:
             return {**sample, **self._whole_text(record)}
         instances = self._instances(record, transforms, image.shape[:2])
         if "caption" in record:
-            return {**sample, **_caption(record, transforms), "instances": instances}
+            instances.remove("places")
+            return {**sample, **caption_as_seen(record, transforms), "instances": instances}
         names, chosen = self._draw_names(record, instances)
         if not chosen:
             logger.warning("no name of %s fits into a prompt; the picture is left out", record.get("file_name"))
             return None
         if record.get("referring"):
-            names = [_mirrored_words(name, transforms)[0] for name in names]
+            names = [mirrored_words(name, transforms)[0] for name in names]
         categories = [names[index] for index in chosen]
         return {**sample, "categories": categories, "instances": _renumbered(instances, chosen, len(names))}
 
     def most_labels(self, record: Record) -> int:
         """Upper bound on the names or phrases in a training prompt of `record`, 0 where it has no object to name."""
-        assert self.sampler is not None
+        sampler = self._sampler_of(record)
         objects = [annotation for annotation in record.get("annotations", ()) if not annotation.get("iscrowd", 0)]
         if not objects:
             return 0
         if "caption" in record:
-            return max(1, len(record.get("phrases") or ()))
+            return len(phrases_of(record))
         names = self._names(record)
         if not record.get("referring"):
-            return self.sampler.most_categories(names, len({annotation["category_id"] for annotation in objects}))
-        referred = _referred(objects)
-        return self.sampler.most_expressions([names[index] for index in referred], list(referred.values()))
+            return sampler.most_categories(names, len({annotation["category_id"] for annotation in objects}))
+        boxes = referred(objects)
+        return sampler.most_expressions([names[index] for index in boxes], list(boxes.values()))
+
+    def _treatment_of(self, record: Record) -> Treatment:
+        return self.treatments.get(record.get("dataset_name", self.default_dataset), self.default_treatment)
+
+    def _sampler_of(self, record: Record) -> TextSampler:
+        sampler = self._treatment_of(record).sampler
+        assert sampler is not None, "a mapper for training has one"
+        return sampler
 
     def _read(self, record: Record, sample: Record) -> np.ndarray | None:
         try:
-            image = utils.read_image(record["file_name"], format=self.image_format)
+            image = read_pixels(record, self.image_format)
             if self.is_train:
                 utils.check_image_size(sample, image)
             else:
@@ -191,9 +233,10 @@ class TextDetectionMapper:
         return text
 
     def _names(self, record: Record) -> list[str]:
-        """The record's own categories, or the class names of its data set."""
+        """The record's own categories, or the class names of its data set, as prompts write them."""
         if "categories" in record:
-            return record["categories"]
+            prompt_names = {} if record.get("referring") else self._treatment_of(record).prompt_names
+            return rename(record["categories"], prompt_names) if prompt_names else record["categories"]
         dataset = record.get("dataset_name", self.default_dataset)
         if dataset not in self.class_names:
             names = MetadataCatalog.get(dataset).get("thing_classes", None) if dataset else None
@@ -202,7 +245,7 @@ class TextDetectionMapper:
                     f"{record.get('file_name')} has neither categories nor a caption, and the class names of its "
                     f"data set {dataset!r} are unknown; load it through grounding_dino.data.build"
                 )
-            self.class_names[dataset] = list(names)
+            self.class_names[dataset] = rename(names, self._treatment_of(record).prompt_names, dataset)
         return self.class_names[dataset]
 
     def _instances(self, record: Record, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
@@ -221,75 +264,40 @@ class TextDetectionMapper:
         if (
             self.mask_format
             and instances.has("gt_masks")
-            and any(isinstance(t, T.CropTransform) for t in _flat(transforms))
+            and any(isinstance(t, T.CropTransform) for t in flat(transforms))
         ):
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return utils.filter_empty_instances(instances)
 
     def _draw_names(self, record: Record, instances: Instances) -> tuple[list[str], list[int]]:
         """All names, and the indices of those that the prompt lists; `places` is taken off the instances."""
-        assert self.sampler is not None
+        sampler = self._sampler_of(record)
         names = list(self._names(record))
-        present = sorted(set(instances.gt_classes.tolist()))
         places = instances.places.tolist()
         instances.remove("places")
-        if not record.get("referring"):
-            return names, self.sampler.sample_categories(names, present)
-        objects = _referred([record["annotations"][place] for place in places])
-        drawn = self.sampler.sample_expressions([names[index] for index in present], [objects[i] for i in present])
-        return names, [present[index] for index in drawn]
+        if record.get("referring"):
+            present = sorted(set(instances.gt_classes.tolist()))
+            objects = referred([record["annotations"][place] for place in places])
+            drawn = sampler.sample_expressions([names[i] for i in present], [objects[i] for i in present])
+            return names, [present[index] for index in drawn]
+        wording = sampler.word(names)
+        instances.gt_classes = _one_class_a_name(instances.gt_classes, wording)
+        return wording, sampler.sample_categories(names, set(instances.gt_classes.tolist()), wording)
 
 
-def _referred(annotations: Sequence[Record]) -> dict[int, frozenset[tuple[float, ...]]]:
-    """The boxes that each expression refers to, as recorded: equal where two refer to the same object."""
-    boxes: dict[int, set[tuple[float, ...]]] = {}
-    for annotation in annotations:
-        box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        boxes.setdefault(annotation["category_id"], set()).add(tuple(box))
-    return {index: frozenset(found) for index, found in boxes.items()}
+def _treatment(cfg: CfgNode, settings: TextSettings, is_train: bool) -> Treatment:
+    if not is_train:
+        plain = utils.build_augmentation(cfg, is_train)
+        return Treatment(plain, plain, prompt_names=settings.prompt_names)
+    policies = build_training_augmentations(cfg, settings.flip)
+    return Treatment(policies.class_names, policies.own_text, settings.sampler, settings.prompt_names)
 
 
-def _with_crop(cfg: CfgNode, plain: list[T.Augmentation]) -> list[T.Augmentation]:
-    """DETR's policy: half of the pictures are resized, cropped and resized again, the others only resized."""
-    crop = T.RandomApply(
-        T.AugmentationList(
-            [
-                T.ResizeShortestEdge([400, 500, 600], sample_style="choice"),
-                T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
-            ]
-        ),
-        prob=0.5,
-    )
-    return [crop, *plain]
-
-
-def _mirrored_words(
-    text: str, transforms: T.TransformList, spans: Sequence[Sequence[int]] = ()
-) -> tuple[str, list[tuple[int, int]]]:
-    """`text` and its spans as they hold of the transformed picture."""
-    flips = [
-        sum(isinstance(transform, kind) for transform in _flat(transforms)) % 2 == 1
-        for kind in (T.HFlipTransform, T.VFlipTransform)
-    ]
-    return swap_sides(text, spans, horizontal=flips[0], vertical=flips[1])
-
-
-def _flat(transforms: T.TransformList) -> list[T.Transform]:
-    flat: list[T.Transform] = []
-    for transform in transforms.transforms:
-        flat += _flat(transform) if isinstance(transform, T.TransformList) else [transform]
-    return flat
-
-
-def _caption(record: Record, transforms: T.TransformList) -> Record:
-    """The caption and the spans of its phrases; a caption without any is one phrase."""
-    caption = record["caption"]
-    phrases = record.get("phrases") or [(0, len(caption))]
-    # A phrase is one span or a list of them.
-    nested = [[phrase] if isinstance(phrase[0], int) else list(phrase) for phrase in phrases]
-    words, spans = _mirrored_words(caption, transforms, [span for spans in nested for span in spans])
-    moved = iter(spans)
-    return {"caption": words, "phrases": [[next(moved) for _ in phrase] for phrase in nested]}
+def _one_class_a_name(classes: Tensor, names: Sequence[str]) -> Tensor:
+    """`classes` with those of equal names made one: in a prompt they would be the same words with different answers."""
+    first: dict[str, int] = {}
+    merged = {index: first.setdefault(normalised_name(names[index]), index) for index in sorted(set(classes.tolist()))}
+    return torch.tensor([merged[index] for index in classes.tolist()], dtype=torch.int64)
 
 
 def _renumbered(instances: Instances, chosen: Sequence[int], num_names: int) -> Instances:
