@@ -19,43 +19,55 @@ def postprocess_picture(
     inputs: Mapping[str, Any],
     image_size: Sequence[int],
     detections_per_image: int,
-) -> Instances:
+) -> dict[str, Instances]:
     """Detections of one picture in its output size (`height`, `width` of `inputs`, else `image_size`).
 
-    `found` pairs each prompt of the picture with its predictions (Q, T), (Q, 4). With categories: the best
-    (query, category) pairs over all prompts, with `pred_classes` the index into `inputs["categories"]`; where they are
-    `referring` expressions, the best pairs of each prompt, and scored as `token_score` of the inputs says. With a
-    caption and `phrases`: the best queries of each phrase, which `pred_classes` names. With a caption alone: one
-    detection a query, scored by its best token, with that query's `token_logits`.
+    `found` pairs each prompt of the picture with its predictions (Q, T), (Q, 4). With categories, `instances` are the
+    best (query, category) pairs over all prompts, with `pred_classes` the index into `inputs["categories"]`; where the
+    names took several prompts there are also `candidates`, the best pairs of every prompt, for measures without a limit
+    per picture (fixed AP). Where the categories are `referring` expressions, `instances` are the best pairs of each
+    prompt, scored as `token_score` of the inputs says. With a caption and `phrases`: the best queries of each phrase,
+    which `pred_classes` names. With a caption alone: one detection a query, scored by its best token, with that query's
+    `token_logits`.
     """
     size = (int(inputs.get("height", image_size[0])), int(inputs.get("width", image_size[1])))
-    if "categories" in inputs:
-        if not inputs.get("referring"):
-            return category_instances(found, size, detections_per_image)
+    if "categories" not in inputs:
+        if inputs.get("phrases"):
+            return {"instances": phrase_instances(*found[0], size, detections_per_image)}
+        return {"instances": caption_instances(found[0][1], size)}
+    if inputs.get("referring"):
         # Expressions are asked for independently of each other: none may crowd out another's boxes.
         token_score = inputs.get("token_score", "mean")
-        return category_instances(found, size, detections_per_image, token_score, each_prompt=True)
-    if inputs.get("phrases"):
-        return phrase_instances(*found[0], size, detections_per_image)
-    return caption_instances(found[0][1], size)
+        return {"instances": candidate_instances(found, size, detections_per_image, token_score)}
+    candidates = candidate_instances(found, size, detections_per_image)
+    if len(found) == 1:
+        return {"instances": candidates}
+    return {"instances": candidates[:detections_per_image], "candidates": candidates}
 
 
 def category_instances(
+    found: Sequence[tuple[Prompt, Predictions]], size: tuple[int, int], detections_per_image: int
+) -> Instances:
+    """The `detections_per_image` best of all (query, category) pairs, best first; see :func:`candidate_instances`."""
+    return candidate_instances(found, size, detections_per_image)[:detections_per_image]
+
+
+def candidate_instances(
     found: Sequence[tuple[Prompt, Predictions]],
     size: tuple[int, int],
-    detections_per_image: int,
+    detections_per_prompt: int,
     token_score: str = "mean",
-    each_prompt: bool = False,
 ) -> Instances:
-    """The `detections_per_image` best of all (query, category) pairs, or with `each_prompt` of each prompt, best first.
+    """The `detections_per_prompt` best (query, category) pairs of every prompt, all of them sorted, best first.
 
-    `query_indices` tells which detections are of one query; queries are counted through all prompts.
+    Of equal scores the earlier prompt's comes first. `query_indices` tells which detections are of one query; queries
+    are counted through all prompts.
     """
     scores, classes, boxes, queries = [], [], [], []
     first_query = 0
     for prompt, predictions in found:
         probability = category_scores(predictions.pred_logits, prompt, token_score)  # (Q, categories of this prompt)
-        top = probability.flatten().topk(min(detections_per_image, probability.numel()))
+        top = probability.flatten().topk(min(detections_per_prompt, probability.numel()))
         query = top.indices // probability.shape[1]
         category = torch.tensor(prompt.category_indices, device=query.device)
         scores.append(top.values)
@@ -63,14 +75,12 @@ def category_instances(
         boxes.append(predictions.pred_boxes[query])
         queries.append(first_query + query)
         first_query += len(probability)
-    all_scores = torch.cat(scores)
-    kept = len(all_scores) if each_prompt else min(detections_per_image, len(all_scores))
-    best = all_scores.topk(kept).indices
+    all_scores, order = torch.cat(scores).sort(descending=True, stable=True)
     instances = Instances(size)
-    instances.pred_boxes = scale_boxes(torch.cat(boxes)[best], size)
-    instances.scores = all_scores[best]
-    instances.pred_classes = torch.cat(classes)[best]
-    instances.query_indices = torch.cat(queries)[best]
+    instances.pred_boxes = scale_boxes(torch.cat(boxes)[order], size)
+    instances.scores = all_scores
+    instances.pred_classes = torch.cat(classes)[order]
+    instances.query_indices = torch.cat(queries)[order]
     return instances
 
 

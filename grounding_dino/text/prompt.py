@@ -75,8 +75,11 @@ def build_category_prompts(
 
     Raises:
         TypeError: `categories` is one string, or holds something that is not a string.
-        ValueError: no category; a name without a token other than "." and "?"; a name too long for a prompt.
+        ValueError: no category; a name without a token other than "." and "?"; a name too long for a prompt; a
+            negative `names_per_prompt`.
     """
+    if names_per_prompt < 0:
+        raise ValueError(f"{names_per_prompt} names a prompt (TEST.CATEGORIES_PER_PROMPT): give a number, or 0 for all")
     encoded = _encode_names(categories, tokenizer, max_tokens)
     chunks: list[list[int]] = [[]]
     length = 2  # [CLS] and [SEP]

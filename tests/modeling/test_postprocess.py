@@ -66,6 +66,23 @@ def test_several_prompts_share_the_ranking() -> None:
     assert torch.equal(instances.pred_boxes.tensor, scale_boxes(boxes, (10, 20)).tensor)
 
 
+def test_candidates_are_the_best_of_every_prompt() -> None:
+    prompts = build_category_prompts(["cat", "red dog", "bus"], build_tokenizer(), max_tokens=8)
+    found = [(p, predictions(4, len(p), seed)) for seed, p in enumerate(prompts)]
+    answer = postprocess_picture(found, {"categories": ["cat", "red dog", "bus"]}, (10, 20), 3)
+    assert len(answer["instances"]) == 3 and len(answer["candidates"]) == 6
+    assert torch.equal(answer["instances"].scores, answer["candidates"].scores[:3])
+    assert (answer["candidates"].scores.diff() <= 0).all()
+    for part in found:
+        alone = category_instances([part], (10, 20), 3)
+        own = torch.isin(answer["candidates"].pred_classes, torch.tensor(part[0].category_indices))
+        assert torch.equal(answer["candidates"][own].scores, alone.scores)
+        assert torch.equal(answer["candidates"][own].pred_boxes.tensor, alone.pred_boxes.tensor)
+    (prompt,) = build_category_prompts(["cat"], build_tokenizer())
+    raw = [(prompt, predictions(4, len(prompt)))]
+    assert list(postprocess_picture(raw, {"categories": ["cat"]}, (10, 20), 3)) == ["instances"]
+
+
 def test_caption() -> None:
     prompt = build_caption_prompt("a cat on a mat", build_tokenizer())
     raw = predictions(5, len(prompt))
@@ -75,8 +92,8 @@ def test_caption() -> None:
     assert torch.equal(instances.scores, best[order]) and torch.equal(instances.token_logits, raw.pred_logits[order])
     assert torch.equal(instances.pred_boxes.tensor, scale_boxes(raw.pred_boxes[order], (10, 20)).tensor)
     inputs = {"caption": "a cat on a mat", "height": 30, "width": 40}
-    assert postprocess_picture([(prompt, raw)], inputs, (10, 20), 3).image_size == (30, 40)
-    assert postprocess_picture([(prompt, raw)], {"caption": "x"}, (10, 20), 3).image_size == (10, 20)
+    assert postprocess_picture([(prompt, raw)], inputs, (10, 20), 3)["instances"].image_size == (30, 40)
+    assert postprocess_picture([(prompt, raw)], {"caption": "x"}, (10, 20), 3)["instances"].image_size == (10, 20)
 
 
 def test_boxes_are_scaled_and_clipped() -> None:
@@ -99,11 +116,11 @@ def test_expressions_of_different_prompts_do_not_compete() -> None:
     strong, weak = predictions(6, len(prompts[0]), 1), predictions(6, len(prompts[1]), 2)
     strong = Predictions(strong.pred_logits + 20, strong.pred_boxes)
     found = list(zip(prompts, (strong, weak)))
-    together = postprocess_picture(found, {"categories": inputs["categories"]}, (10, 20), 3)
+    together = postprocess_picture(found, {"categories": inputs["categories"]}, (10, 20), 3)["instances"]
     assert together.pred_classes.tolist() == [0, 0, 0]
-    apart = postprocess_picture(found, inputs, (10, 20), 3)
+    apart = postprocess_picture(found, inputs, (10, 20), 3)["instances"]
     assert apart.pred_classes.tolist() == [0, 0, 0, 1, 1, 1]
-    best = postprocess_picture(found, {**inputs, "token_score": "max"}, (10, 20), 3)
+    best = postprocess_picture(found, {**inputs, "token_score": "max"}, (10, 20), 3)["instances"]
     expected = weak.pred_logits.amax(-1).sigmoid().sort(descending=True).values[:3]
     assert best.scores[3:].tolist() == pytest.approx(expected.tolist())
     assert not torch.equal(best.scores[3:], apart.scores[3:])
@@ -114,7 +131,7 @@ def test_each_phrase_of_a_caption_gets_its_best_queries() -> None:
     inputs = {"caption": "a cat on a mat", "phrases": spans}
     prompt = build_caption_prompt(inputs["caption"], build_tokenizer(), phrases=spans)
     raw = predictions(6, len(prompt))
-    found = postprocess_picture([(prompt, raw)], inputs, (10, 20), 4)
+    found = postprocess_picture([(prompt, raw)], inputs, (10, 20), 4)["instances"]
     assert found.pred_classes.tolist() == [0] * 4 + [1] * 4
     scores = raw.pred_logits.sigmoid()
     tokens = [[1, 2], [1, 2, 4, 5]]  # [CLS] a cat on a mat . [SEP]

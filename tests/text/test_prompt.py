@@ -226,6 +226,15 @@ def test_a_long_list_is_split_at_names_into_as_few_prompts_as_possible(tokenizer
         assert len(prompt) + lengths[following.category_indices[0]] > 256
 
 
+def test_prompts_of_so_many_names_at_most(tokenizer):
+    names = [f"thing{i}" for i in range(7)]
+    prompts = build_category_prompts(names, tokenizer, names_per_prompt=3)
+    assert [prompt.category_indices for prompt in prompts] == [(0, 1, 2), (3, 4, 5), (6,)]
+    assert len(build_category_prompts(names, tokenizer, max_tokens=8, names_per_prompt=3)) > 3  # the tokens still count
+    with pytest.raises(ValueError, match="-1 names a prompt"):
+        build_category_prompts(names, tokenizer, names_per_prompt=-1)
+
+
 def test_a_list_that_fits_exactly_stays_whole(tokenizer):
     assert [len(prompt) for prompt in build_category_prompts(["cat"] * 127, tokenizer)] == [256]
     assert [len(prompt) for prompt in build_category_prompts(["cat"] * 128, tokenizer)] == [256, 4]

@@ -28,6 +28,21 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 
+@dataclasses.dataclass(frozen=True)
+class InferenceOptions:
+    """What holds when a model detects, and not when it is trained.
+
+    Attributes:
+        pad_before_backbone: pad pictures to the batch's largest before the backbone.
+        detections_per_image: best (query, category) pairs kept; of every prompt, and of all prompts together.
+        categories_per_prompt: names in a prompt at most; 0 lists as many as fit.
+    """
+
+    pad_before_backbone: bool = False
+    detections_per_image: int = 300
+    categories_per_prompt: int = 0
+
+
 @META_ARCH_REGISTRY.register()
 class GeneralizedDINO(nn.Module):
     """Grounding DINO (and, by other parts, DINO and Mask DINO): pictures and prompts to losses or `Instances`."""
@@ -49,8 +64,7 @@ class GeneralizedDINO(nn.Module):
         denoising: DenoisingGenerator | None,
         criterion: SetCriterion,
         pixel_statistics: tuple[Sequence[float], Sequence[float]],
-        pad_before_backbone: bool = False,
-        detections_per_image: int = 300,
+        inference: InferenceOptions = InferenceOptions(),
     ) -> None:
         """`pixel_statistics`: mean and standard deviation of each channel, 0 to 255, in the order of the input."""
         super().__init__()
@@ -66,8 +80,9 @@ class GeneralizedDINO(nn.Module):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixel_statistics)
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
-        self.pad_before_backbone = pad_before_backbone
-        self.detections_per_image = detections_per_image
+        self.pad_before_backbone = inference.pad_before_backbone
+        self.detections_per_image = inference.detections_per_image
+        self.categories_per_prompt = inference.categories_per_prompt
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -93,8 +108,11 @@ class GeneralizedDINO(nn.Module):
             "denoising": DenoisingGenerator(cfg) if cfg.MODEL.DENOISING.ENABLED_ON else None,
             "criterion": SetCriterion(cfg),
             "pixel_statistics": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
-            "pad_before_backbone": cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "inference": InferenceOptions(
+                pad_before_backbone=cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
+                detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+                categories_per_prompt=cfg.TEST.CATEGORIES_PER_PROMPT,
+            ),
         }
 
     @property
@@ -103,7 +121,7 @@ class GeneralizedDINO(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses by name in training, else one `{"instances": Instances}` a picture.
+        """Losses by name in training, else one `{"instances": Instances}` a picture (see `postprocess_picture`).
 
         Each input has `image` (C, H, W) uint8 or float 0 to 255, and `categories` or `caption` (with optional
         `phrases`); in training also `instances`, whose `gt_classes` count that picture's categories or phrases.
@@ -115,7 +133,7 @@ class GeneralizedDINO(nn.Module):
             return self.losses(features, [p[0] for p in prompts], batched_inputs, images)
         predictions = self.predict(features, prompts)
         return [
-            {"instances": postprocess_picture(found, inputs, image.shape[-2:], self.detections_per_image)}
+            postprocess_picture(found, inputs, image.shape[-2:], self.detections_per_image)
             for found, inputs, image in zip(predictions, batched_inputs, images)
         ]
 
@@ -143,7 +161,7 @@ class GeneralizedDINO(nn.Module):
         encoder: Any = self.text_encoder
         tokenizer, max_tokens = encoder.tokenizer, encoder.max_tokens
         if "categories" in inputs:
-            at_once = inputs.get("names_per_prompt", 0)
+            at_once = inputs.get("names_per_prompt", 0 if self.training else self.categories_per_prompt)
             prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens, at_once)
             if self.training and len(prompts) > 1:
                 raise ValueError(

@@ -76,6 +76,20 @@ def test_long_list_is_detected_in_chunks(tiny_cfg: CfgNode, tiny_model: nn.Modul
 
 
 @torch.no_grad()
+def test_a_list_as_long_as_lvis_runs_the_backbone_once_and_bert_for_the_first_picture_only(
+    tiny_cfg: CfgNode, picture: MakePicture
+) -> None:
+    names = [f"thing{i}" for i in range(1203)]
+    tiny_cfg.merge_from_list(["TEST.CATEGORIES_PER_PROMPT", 40, "TEST.DETECTIONS_PER_IMAGE", 20])
+    model = build_model(tiny_cfg).eval()
+    backbone, bert = Calls(model.backbone), Calls(model.text_encoder.bert)
+    detections = [len(output["candidates"]) for output in model([picture(32, 40, categories=names)])]
+    assert backbone.count == 1 and bert.count == 31 and detections == [31 * 20]
+    model([picture(32, 40, seed=1, categories=names)])
+    assert backbone.count == 2 and bert.count == 31
+
+
+@torch.no_grad()
 def test_pictures_with_different_numbers_of_chunks(tiny_model: nn.Module, picture: MakePicture) -> None:
     tiny_model.detections_per_image = 10**6
     inputs = [
