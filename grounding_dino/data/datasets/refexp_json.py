@@ -2,7 +2,7 @@
 
 Two layouts are read: ours (`images` and `expressions` of image_id, caption, bbox; see datasets/README.md), and MDETR's
 for RefCOCO (one entry of `images` per phrase, with `caption`, and its annotations). Several annotations of an MDETR
-entry are several right boxes of one expression, unless they mark different words: phrase grounding, which is refused.
+entry are several right boxes of one expression, unless they mark different words: phrase grounding (see `mdetr`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ Record = dict[str, Any]
 
 
 def load_refexp(
-    json_file: str, image_root: str, dataset_name: str | None = None, group_by_picture: bool = False
+    json_file: str,
+    image_root: str,
+    dataset_name: str | None = None,
+    group_by_picture: bool = False,
+    targets_optional: bool = False,
 ) -> list[Record]:
     """Records with a prompt of their own: `categories` holds the expressions, `category_id` indexes them.
 
@@ -38,8 +42,9 @@ def load_refexp(
     another's too gets a new id, both with one warning that counts them.
 
     Args:
-        group_by_picture: one record a picture with all its expressions, for training; else one record an
-            expression, for evaluation, where each is asked for alone.
+        group_by_picture: one record a picture with all its expressions; else one record an expression.
+        targets_optional: keep expressions that name nothing in their picture, as gRefCOCO has them: without a box, or
+            in MDETR's layout with an annotation that is `empty` or of the category -1.
 
     Returns:
         records with `file_name, image_id, height, width, categories, referring=True, expression_ids, annotations`.
@@ -53,14 +58,15 @@ def load_refexp(
     report = CleaningReport(json_file)
     images = _by_id(content["images"])
     groups: dict[Any, list[Record]] = {}
-    for index, expression in enumerate(_with_own_ids(_expressions(content, json_file), report)):
+    for index, expression in enumerate(_with_own_ids(_expressions(content, json_file, targets_optional), report)):
         image = _check(expression, images, f"expression {index} of {json_file}")
-        cleaned = _clean(expression, image, report)
+        cleaned = _clean(expression, image, report, targets_optional)
         if cleaned is not None:
             groups.setdefault(image["file_name"] if group_by_picture else index, []).append(cleaned)
     report.settle(strict=False)
     if not groups:
-        raise CocoFormatError(f"{json_file} has no referring expressions with a box; check its boxes")
+        what = "no referring expression" if targets_optional else "no referring expressions with a box"
+        raise CocoFormatError(f"{json_file} has {what}; check its boxes")
     if dataset_name is not None:
         set_metadata(dataset_name, json_file=json_file, image_root=image_root)
     return [_record(group, images[group[0]["image_id"]], image_root) for group in groups.values()]
@@ -82,22 +88,25 @@ def _by_id(images: list[Record]) -> dict[int | str, Record]:
     return {image["id"]: image for image in images if isinstance(image.get("id"), (int, str))}
 
 
-def _expressions(content: Record, json_file: str) -> list[Record]:
+def _expressions(content: Record, json_file: str, targets_optional: bool) -> list[Record]:
     """Each with `id` (None where it has none), `image_id`, `caption` and `boxes`, unchecked."""
     if isinstance(content.get("expressions"), list):
         for index, expression in enumerate(content["expressions"]):
             if not isinstance(expression, dict):
                 raise CocoFormatError(f"entry {index} of 'expressions' in {json_file} is no object: {expression!r}")
-        return [
-            {**{key: entry.get(key) for key in ("id", "image_id", "caption")}, "boxes": [entry.get("bbox")]}
-            for entry in content["expressions"]
-        ]
+        expressions = []
+        for entry in content["expressions"]:
+            boxes = [] if targets_optional and entry.get("bbox") is None else [entry.get("bbox")]
+            expressions.append({**{key: entry.get(key) for key in ("id", "image_id", "caption")}, "boxes": boxes})
+        return expressions
     captions = {image["id"]: image["caption"] for image in _by_id(content["images"]).values() if "caption" in image}
     if not captions:
         raise CocoFormatError(f"{json_file} has neither a list 'expressions' nor captions in its 'images'")
-    found: dict[Any, list[Record]] = {}
+    found: dict[Any, list[Record]] = {number: [] for number in captions} if targets_optional else {}
     for annotation in content["annotations"]:
         number = annotation.get("image_id")
+        if targets_optional and (annotation.get("empty") or annotation.get("category_id") == -1):
+            continue
         if isinstance(number, (int, str)) and number in captions:
             found.setdefault(number, []).append(annotation)
     return [_mdetr_expression(number, captions[number], boxes, json_file) for number, boxes in found.items()]
@@ -108,8 +117,8 @@ def _mdetr_expression(number: int | str, caption: object, annotations: list[Reco
     if any(words != marked[0] for words in marked):
         raise CocoFormatError(
             f"the boxes of entry {number!r} ({caption!r}) in {json_file} belong to different words of it "
-            "('tokens_positive'): this is phrase grounding, and only referring expressions are read, whose whole "
-            "caption names a thing; leave such entries out"
+            "('tokens_positive'): this is phrase grounding, which `register_mdetr` reads, and no referring expression, "
+            "whose whole caption names a thing"
         )
     boxes = [annotation.get("bbox") for annotation in annotations]
     return {"id": number, "image_id": number, "caption": caption, "boxes": boxes}
@@ -150,12 +159,12 @@ def _check(expression: Record, images: dict[int | str, Record], where: str) -> R
     return image
 
 
-def _clean(expression: Record, image: Record, report: CleaningReport) -> Record | None:
-    """The expression with the usable ones of its boxes, None where there is none."""
+def _clean(expression: Record, image: Record, report: CleaningReport, targets_optional: bool) -> Record | None:
+    """The expression with the usable ones of its boxes, None where there is none but should be."""
     example = f"expression {expression['id']!r} of picture {image['id']!r}"
     cleaned = [clean_box({"bbox": box}, image, example, report) for box in expression["boxes"]]
     boxes = [found["bbox"] for found in cleaned if found is not None]
-    if not boxes:
+    if not boxes and (expression["boxes"] or not targets_optional):
         report.note("dropped expressions without a usable box", f"{example}, {expression['caption']!r}")
         return None
     return {**expression, "boxes": boxes}

@@ -124,3 +124,23 @@ def test_several_boxes_of_an_mdetr_entry_belong_to_one_expression(tmp_path):
         assert {annotation["category_id"] for annotation in record["annotations"]} == {0}
     with pytest.raises(CocoFormatError, match="entry 1 .*phrase grounding"):
         load_refexp(_write(tmp_path, _mdetr([[0, 3]], [[4, 9]])), "root")
+
+
+@pytest.mark.parametrize("marked", [{"empty": True}, {"category_id": -1}, None])
+def test_expressions_that_name_nothing_are_kept_where_they_may_occur(tmp_path, marked):
+    content = _mdetr([[0, 9]], [[0, 9]])
+    content["images"].append({**content["images"][0], "id": 2, "caption": "the aces"})
+    if marked:
+        content["annotations"].append({"image_id": 2, "bbox": [0, 0, 0, 0], "tokens_positive": [[0, 8]], **marked})
+    path = _write(tmp_path, content)
+    (record,) = load_refexp(path, "root", group_by_picture=True, targets_optional=True)
+    assert record["categories"] == ["the kings", "the aces"] and record["expression_ids"] == [1, 2]
+    assert [annotation["category_id"] for annotation in record["annotations"]] == [0, 0]
+    assert [record["categories"] for record in load_refexp(path, "root")] == [["the kings"]]
+
+
+def test_a_target_without_a_usable_box_is_no_expression_without_target(tmp_path):
+    content = _ours(bbox=[1, 2, 0, 3])
+    assert len(load_refexp(_write(tmp_path, content), "root", targets_optional=True)) == 1
+    named, empty = load_refexp(_write(tmp_path, _ours(bbox=None)), "root", targets_optional=True)
+    assert len(named["annotations"]) == 1 and empty["annotations"] == []
