@@ -1,29 +1,48 @@
-"""Data sets named on the command line: `--dataset NAME=annotations.json:image_folder`."""
+"""Data sets named on the command line: `--dataset NAME=annotations:image_folder`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from grounding_dino.data.datasets.coco_json import load_coco, register_coco
+from grounding_dino.data.datasets.coco_cleaning import CocoFormatError, read_coco
+from grounding_dino.data.datasets.coco_json import load_coco, set_metadata
+from grounding_dino.data.datasets.grit import load_grit
+from grounding_dino.data.datasets.mdetr import holds_referring_expressions, load_mdetr
+from grounding_dino.data.datasets.odvg import load_odvg
+from grounding_dino.data.datasets.refexp_json import load_refexp
+from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowError, json_line_files, parse_row
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-_FORM = "NAME=annotations.json:image_folder"
+_FORM = "NAME=annotations:image_folder (annotations: COCO or MDETR .json, or ODVG or GRIT .jsonl)"
+_ENDINGS = (".json", ".jsonl", ".ndjson")
+_LOADERS: dict[str, Callable[[str, str, str], list[dict[str, Any]]]] = {
+    "coco": load_coco,
+    "refexp": load_refexp,
+    "mdetr": load_mdetr,
+    "odvg": load_odvg,
+    "grit": load_grit,
+}
+# ODVG rows turn out to be detection or grounding when they are read, and set it then.
+_EVALUATORS = {"coco": "coco", "refexp": "refexp", "mdetr": TRAINING_ONLY, "odvg": "coco", "grit": TRAINING_ONLY}
+_HEAD, _TAIL = 1 << 20, 1 << 16  # bytes that a file's format is recognised by
 
 
 @dataclass(frozen=True)
 class ExtraDataset:
-    """A COCO json and its picture folder, under a name for DATASETS.TRAIN and DATASETS.TEST."""
+    """An annotation file, or a folder of row files, and its picture folder, under a name for DATASETS."""
 
     name: str
-    json_file: str
+    annotations: str
     image_root: str
 
 
 def parse_dataset_argument(text: str) -> ExtraDataset:
-    r"""Read `NAME=annotations.json:image_folder`; Windows drives (`C:\...`) may stand in both paths.
+    r"""Read `NAME=annotations:image_folder`; Windows drives (`C:\...`) may stand in both paths.
 
     Raises:
         ValueError: the text has another form.
@@ -35,15 +54,15 @@ def parse_dataset_argument(text: str) -> ExtraDataset:
     if any(character.isspace() or character in ",()" for character in name):
         raise ValueError(f"the data set name {name!r} in {text!r} has a space, comma or bracket; use letters and _")
     splits = [index for index, character in enumerate(paths) if character == ":" and not _is_drive(paths, index)]
-    if len(splits) > 1:  # a colon inside a path: the annotations are the part that ends in .json
-        splits = [index for index in splits if paths[:index].lower().endswith(".json")][:1]
+    if len(splits) > 1:  # a colon inside a path: the annotations are the part that ends in .json or .jsonl
+        splits = [index for index in splits if paths[:index].lower().endswith(_ENDINGS)][:1]
     if len(splits) != 1:
         raise ValueError(f"cannot tell annotations from picture folder in {text!r}; write {_FORM}")
-    json_file, image_root = paths[: splits[0]].strip(), paths[splits[0] + 1 :].strip()
-    if not json_file or not image_root:
-        missing = "picture folder" if json_file else "annotation file"
+    annotations, image_root = paths[: splits[0]].strip(), paths[splits[0] + 1 :].strip()
+    if not annotations or not image_root:
+        missing = "picture folder" if annotations else "annotation file"
         raise ValueError(f"the data set argument {text!r} has no {missing}; write {_FORM}")
-    return ExtraDataset(name, json_file, image_root)
+    return ExtraDataset(name, annotations, image_root)
 
 
 def _is_drive(paths: str, index: int) -> bool:
@@ -65,7 +84,11 @@ def register_extra_datasets(arguments: Iterable[str]) -> list[str]:
     for text in arguments:
         extra = parse_dataset_argument(text)
         if not _is_registered(extra):
-            register_coco(extra.name, extra.json_file, extra.image_root)
+            if extra.name in DatasetCatalog:
+                raise ValueError(f"there is a data set {extra.name!r} already; choose another name")
+            load = functools.partial(load_extra, extra.annotations, extra.image_root, extra.name)
+            DatasetCatalog.register(extra.name, load)
+            MetadataCatalog.get(extra.name).set(image_root=extra.image_root, evaluator_type="coco")
         names.append(extra.name)
     return names
 
@@ -74,6 +97,62 @@ def _is_registered(extra: ExtraDataset) -> bool:
     function = DatasetCatalog[extra.name] if extra.name in DatasetCatalog else None
     return (
         isinstance(function, functools.partial)
-        and function.func is load_coco
-        and function.args[:2] == (extra.json_file, extra.image_root)
+        and function.func is load_extra
+        and function.args[:2] == (extra.annotations, extra.image_root)
+    )
+
+
+def load_extra(annotations: str, image_root: str, dataset_name: str) -> list[dict[str, Any]]:
+    """The records of a file in whichever format it is; the metadata says how they are scored, if they can be.
+
+    Formats are told apart by :func:`annotation_format`, and MDETR's sentences and referring expressions by
+    :func:`holds_referring_expressions`.
+
+    Raises:
+        FileNotFoundError: no such file, or no picture folder.
+        ValueError: the file cannot be used; the message says which format it was taken for.
+    """
+    kind = annotation_format(annotations)
+    if kind == "mdetr":
+        kind = "refexp" if holds_referring_expressions(read_coco(annotations)) else "mdetr"
+    set_metadata(dataset_name, evaluator_type=_EVALUATORS[kind])
+    try:
+        return _LOADERS[kind](annotations, image_root, dataset_name)
+    except CocoFormatError:  # says so itself
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error} ({annotations} was taken for a file in {kind.upper()} format)") from error
+
+
+def annotation_format(path: str) -> str:
+    """Which of coco, mdetr (also for our own referring expressions), odvg and grit a file is, by its beginning and end.
+
+    Files of rows are known by their first row, whatever their ending is: mmdet's ODVG files end in .json.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+    """
+    file = json_line_files(path)[0]
+    with open(file, "rb") as stream:
+        first_line = stream.readline(_HEAD)
+        while first_line and not first_line.strip():
+            first_line = stream.readline(_HEAD)
+        stream.seek(0)
+        head = stream.read(_HEAD)
+        stream.seek(max(0, os.path.getsize(file) - _TAIL))
+        tail = stream.read()
+    try:
+        row = parse_row(first_line)
+    except RowError:
+        row = {}
+    if "noun_chunks" in row or "ref_exps" in row:
+        return "grit"
+    if "detection" in row or "grounding" in row:
+        return "odvg"
+    if os.path.isdir(path) or (file.lower().endswith(_ENDINGS[1:]) and "images" not in row):
+        return "odvg"  # its first line is broken, perhaps
+    return (
+        "mdetr"
+        if any(key in part for key in (b'"tokens_positive"', b'"expressions"') for part in (head, tail))
+        else "coco"
     )

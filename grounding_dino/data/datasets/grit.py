@@ -1,7 +1,7 @@
 """GRIT (Kosmos-2, arXiv:2306.14824): captions from the web whose noun chunks and referring expressions have boxes.
 
-A row has `caption`, `width`, `height`, and in `noun_chunks` and `ref_exps` entries [start, stop, x0, y0, x1, y1, score]:
-characters of the caption, corners as shares of width and height, and the score of the detector that found the box.
+A row has `caption`, `width`, `height`, and in `noun_chunks` and `ref_exps` entries [start, stop, x0, y0, x1, y1,
+score]: characters of the caption, corners as shares of width and height, and the score of the detector that found it.
 Rows are lines of a .jsonl file, or the .json members beside the pictures in webdataset tar files.
 """
 
@@ -18,6 +18,7 @@ from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.rows import (
     TRAINING_ONLY,
     RowError,
+    RowLeftOut,
     RowReport,
     check_pictures,
     check_yield,
@@ -62,7 +63,7 @@ class GritReader:
         """The record of a row; `report` counts what was repaired in it.
 
         Raises:
-            RowError: the row cannot be used, or has no box of `min_score`.
+            RowError: the row cannot be used; it is a RowLeftOut where no box has `min_score`.
         """
         key = row.get("key")
         named = any(isinstance(row.get(name), str) for name in ("file_name", "filename"))
@@ -71,7 +72,7 @@ class GritReader:
         facts = picture_facts(row, self.image_root)
         entries = [entry for entry in self._entries(row, facts) if entry[3] >= self.min_score]
         if not entries:
-            raise RowError("no box with the least score", f"{facts['file_name']} (least score {self.min_score})")
+            raise RowLeftOut(f"no box with a score of {self.min_score}", facts["file_name"])
         width, height = facts["width"], facts["height"]
         regions = [
             Region([(start, stop)], [[x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]])

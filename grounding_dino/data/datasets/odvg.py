@@ -23,6 +23,7 @@ from grounding_dino.data.datasets.coco_cleaning import (
     usable_segmentation,
 )
 from grounding_dino.data.datasets.coco_json import set_metadata
+from grounding_dino.data.datasets.label_names import prompt_name
 from grounding_dino.data.datasets.rows import (
     TRAINING_ONLY,
     RowError,
@@ -278,6 +279,7 @@ def load_odvg(
     dataset_name: str | None = None,
     names_file: str | None = None,
     strict: bool | None = None,
+    fixes: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """The records of a file of ODVG rows, or of a folder of them; the names of detection rows are :func:`odvg_names`.
 
@@ -286,22 +288,29 @@ def load_odvg(
 
     Args:
         strict: refuse a file with a row that is not in order; None: as DATASETS.STRICT_ON says.
+        fixes: given, names are written for prompts, see `label_names.prompt_name`; {} corrects none.
 
     Raises:
         FileNotFoundError: no file, no picture folder, or none of the first pictures in it.
         RowError: no row can be used, or with `strict` one cannot.
     """
     report = RowReport(path)
-    reader = OdvgReader(image_root, odvg_names(path, names_file, report))
+    names = odvg_names(path, names_file, report)
+    if names is not None and fixes is not None:
+        names = {label: prompt_name(name, fixes) for label, name in names.items()}
+    reader = OdvgReader(image_root, names)
     records = list(read_rows(json_line_files(path), reader, report))
     report.settle(strict)
     check_yield(len(records), report)
     check_pictures(records, image_root)
+    detection = reader.names is not None and all("caption" not in record for record in records)
+    if not detection and reader.class_names:  # rows of both kinds: captions have no use for the set's class names
+        own = {"categories": reader.class_names}
+        records = [record if "caption" in record else {**record, **own} for record in records]
     if dataset_name is not None:
-        detection = reader.names is not None and all("caption" not in record for record in records)
-        names = {} if reader.names is None else {"thing_classes": reader.class_names}
+        classes = {"thing_classes": reader.class_names} if detection else {}
         kind = "coco" if detection else TRAINING_ONLY
-        set_metadata(dataset_name, image_root=image_root, evaluator_type=kind, **names)
+        set_metadata(dataset_name, image_root=image_root, evaluator_type=kind, **classes)
     return with_own_ids(records)
 
 

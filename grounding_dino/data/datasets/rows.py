@@ -11,8 +11,9 @@ import contextvars
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grounding_dino.data.datasets.coco_cleaning import CleaningReport
@@ -58,6 +59,11 @@ class RowError(ValueError):
         return type(self), (self.kind, self.detail)  # so that it gets out of a worker process whole
 
 
+class RowLeftOut(RowError):
+    """A row that is in order and was not asked for, because of its scores, say: no fault, also where rows are read
+    strictly."""
+
+
 @dataclass
 class RowReport(CleaningReport):
     """What was dropped or repaired in row files: each kind with its count, and its first example's file and line.
@@ -66,6 +72,7 @@ class RowReport(CleaningReport):
     """
 
     place: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def at(self, path: str, line: int) -> RowReport:
         """Move to a row; returns itself."""
@@ -77,7 +84,10 @@ class RowReport(CleaningReport):
         super().note(kind, ", ".join(part for part in (self.place, example) if part))
 
     def skip(self, error: RowError) -> None:
-        """Count the row at hand as dropped."""
+        """Count the row at hand as dropped, or as left out."""
+        if isinstance(error, RowLeftOut):
+            self.left_out[error.kind] += 1
+            return
         self.note(f"dropped rows ({error.kind})", error.detail)
 
     @property
@@ -91,6 +101,8 @@ class RowReport(CleaningReport):
         Raises:
             RowError: `strict`, and a row was dropped or repaired.
         """
+        for kind, count in self.left_out.items():
+            logger.info("%s: left out %d rows (%s)", self.json_file, count, kind)
         if not self.findings:
             return
         if _strict.get() if strict is None else strict:
@@ -184,7 +196,8 @@ def check_yield(count: int, report: RowReport) -> None:
         RowError: `count` is 0.
     """
     if count == 0:
-        reasons = "; ".join(report.sentences()) or "it has no rows"
+        left_out = [f"rows left out ({kind}): {number}" for kind, number in report.left_out.items()]
+        reasons = "; ".join([*report.sentences(), *left_out]) or "it has no rows"
         raise RowError(f"the data set {report.json_file} yields nothing", reasons)
 
 
