@@ -105,11 +105,16 @@ def _expressions(content: Record, json_file: str, targets_optional: bool) -> lis
     found: dict[Any, list[Record]] = {number: [] for number in captions} if targets_optional else {}
     for annotation in content["annotations"]:
         number = annotation.get("image_id")
-        if targets_optional and (annotation.get("empty") or annotation.get("category_id") == -1):
+        if targets_optional and is_empty(annotation):
             continue
         if isinstance(number, (int, str)) and number in captions:
             found.setdefault(number, []).append(annotation)
     return [_mdetr_expression(number, captions[number], boxes, json_file) for number, boxes in found.items()]
+
+
+def is_empty(annotation: Record) -> bool:
+    """Whether an annotation of MDETR's layout says that its expression names nothing, as gRefCOCO's files do."""
+    return bool(annotation.get("empty")) or annotation.get("category_id") == -1
 
 
 def _mdetr_expression(number: int | str, caption: object, annotations: list[Record], json_file: str) -> Record:
