@@ -57,7 +57,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError: no such configuration.
         ValueError: an unknown key, a value that does not fit, or arguments that are no KEY VALUE pairs.
     """
-    from grounding_dino.data.datasets import parse_dataset_argument
+    from grounding_dino.data.datasets import expand_config, parse_dataset_argument
     from grounding_dino.engine.environment import prefer_available_device
     from grounding_dino.model_zoo import SHIPPED_MODEL, get_cfg, get_config_file, merge_options
 
@@ -68,6 +68,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     except (KeyError, ValueError) as error:
         raise ValueError(f"{args.config_file} is no configuration of this project: {error.args[0]}") from error
     merge_options(cfg, args.opts or [])
+    expand_config(cfg)
     for text in args.dataset:
         parse_dataset_argument(text)
     cfg.DATASETS.EXTRA = [*cfg.DATASETS.EXTRA, *args.dataset]

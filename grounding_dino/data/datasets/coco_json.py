@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grounding_dino.data.datasets.coco_cleaning import CleaningReport, clean_coco, read_coco
@@ -22,21 +23,36 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-def load_coco(json_file: str, image_root: str, dataset_name: str | None = None, strict: bool = False) -> list[Record]:
+def load_coco(
+    json_file: str,
+    image_root: str,
+    dataset_name: str | None = None,
+    strict: bool = False,
+    adapt: Callable[[Record], Record] | None = None,
+    image_keys: Sequence[str] = (),
+    score_copy: bool = True,
+) -> list[Record]:
     """A COCO json as Detectron2's list of records; classes are numbered from 0 in the order of their ids.
 
-    With a `dataset_name` its metadata gets `thing_classes`, `thing_dataset_id_to_contiguous_id`, `image_root` and
-    `json_file`. Where something was repaired, `json_file` is a repaired copy in the cache folder, so that what is
-    scored is what was loaded. Crowd regions stay, marked `iscrowd`.
+    With a `dataset_name` its metadata gets `thing_classes`, `original_names` (the names in the file, where `adapt`
+    changed them), `thing_dataset_id_to_contiguous_id`, `image_root` and `json_file`. Where something was repaired,
+    `json_file` is a repaired copy in the cache folder, so that what is scored is what was loaded. Crowd regions stay,
+    marked `iscrowd`.
 
     Args:
         strict: refuse a file that needs repairs.
+        adapt: changes the content of the file before it is checked, e.g. names of categories or of picture files;
+            what is scored (ids, boxes, areas) must stay.
+        image_keys: further keys of pictures that their records keep.
+        score_copy: make the repaired copy. Without it `json_file` is the file itself: for benchmarks, whose numbers
+            are compared with those of others.
 
     Raises:
         FileNotFoundError: the file or the picture folder is not there.
         CocoFormatError: the file cannot be used (see `coco_cleaning`).
     """
-    content, report = clean_coco(read_coco(json_file), json_file, image_root)
+    content = read_coco(json_file)
+    content, report = clean_coco(adapt(content) if adapt else content, json_file, image_root)
     report.settle(strict)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     contiguous = {category["id"]: index for index, category in enumerate(categories)}
@@ -44,11 +60,12 @@ def load_coco(json_file: str, image_root: str, dataset_name: str | None = None, 
         set_metadata(
             dataset_name,
             thing_classes=[category["name"] for category in categories],
+            original_names=[category.get("original_name", category["name"]) for category in categories],
             thing_dataset_id_to_contiguous_id=contiguous,
-            json_file=_repaired_copy(content, report) if report.findings else json_file,
+            json_file=_repaired_copy(content, report) if report.findings and score_copy else json_file,
             image_root=image_root,
         )
-    return _records(content, image_root, contiguous)
+    return _records(content, image_root, contiguous, image_keys)
 
 
 def register_coco(name: str, json_file: str, image_root: str, strict: bool = False) -> None:
@@ -72,7 +89,7 @@ def set_metadata(dataset_name: str, **facts: object) -> None:
         setattr(metadata, key, value)
 
 
-def _records(content: Record, image_root: str, contiguous: dict[int, int]) -> list[Record]:
+def _records(content: Record, image_root: str, contiguous: dict[int, int], image_keys: Sequence[str]) -> list[Record]:
     objects: dict[int | str, list[Record]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         item = {
@@ -93,6 +110,7 @@ def _records(content: Record, image_root: str, contiguous: dict[int, int]) -> li
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
+            **{key: image[key] for key in image_keys if key in image},
             "annotations": objects[image["id"]],
         }
         for image in content["images"]

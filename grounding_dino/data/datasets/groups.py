@@ -1,0 +1,47 @@
+"""Names that stand for several data sets, such as the benchmark `odinw13`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from grounding_dino.data.datasets.register_odinw import PUBLISHED_SPLIT, SPLITS, dataset_name, odinw
+
+from detectron2.config import CfgNode
+
+
+@functools.cache
+def dataset_groups() -> dict[str, tuple[str, ...]]:
+    """Group name -> names of its data sets.
+
+    `odinw13` and `odinw35` are the split that published numbers are of (val), with plain class names as prompts;
+    `_mm`, `_gdino` and `_glip` appended take the captions that the family was evaluated with, where there are any.
+    A split can be appended to each: `odinw13_train`, `odinw35_mm_test`, `odinw13_train_3shot`.
+    """
+    groups = {}
+    for group, members in odinw()["groups"].items():
+        for split in ("", *SPLITS):
+            names = tuple(dataset_name(member, split or PUBLISHED_SPLIT) for member in members)
+            groups[f"{group}_{split}" if split else group] = names
+    return groups
+
+
+def expand_groups(names: Sequence[str]) -> list[str]:
+    """Data set names, with each group replaced by its members; other names stay, whether known or not."""
+    return [member for name in names for member in dataset_groups().get(name, (name,))]
+
+
+def expand_config(cfg: CfgNode) -> None:
+    """Replace groups in DATASETS.TRAIN, DATASETS.TEST and TEST.RETAINED, in place.
+
+    A weight of a group in DATASETS.WEIGHTS is shared evenly by its members.
+    """
+    if cfg.DATASETS.WEIGHTS and len(cfg.DATASETS.WEIGHTS) == len(cfg.DATASETS.TRAIN):
+        cfg.DATASETS.WEIGHTS = [
+            weight / len(expand_groups([name]))
+            for name, weight in zip(cfg.DATASETS.TRAIN, cfg.DATASETS.WEIGHTS, strict=True)
+            for _ in expand_groups([name])
+        ]
+    cfg.DATASETS.TRAIN = tuple(expand_groups(cfg.DATASETS.TRAIN))
+    cfg.DATASETS.TEST = tuple(expand_groups(cfg.DATASETS.TEST))
+    cfg.TEST.RETAINED = tuple(expand_groups(cfg.TEST.RETAINED))

@@ -1,0 +1,201 @@
+"""Detection sets that come as COCO json: COCO 2017 itself, Objects365, OpenImages and V3Det.
+
+The files are looked up below `dataset_root()` when a set is used; datasets/README.md shows the folders.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from grounding_dino.data.datasets.coco_json import load_coco
+from grounding_dino.data.datasets.label_names import NAME_FIXES, renamed
+from grounding_dino.data.datasets.paths import require
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+Record = dict[str, Any]
+
+COCO_HINT = (
+    "download the pictures and annotations of 2017 from https://cocodataset.org/#download and run "
+    "`python datasets/prepare_coco.py`, which unpacks and checks them"
+)
+NOREFVAL_HINT = "`python datasets/prepare_coco.py --without-refexp` makes it"
+OBJECTS365_HINT = (
+    "download Objects365 from https://www.objects365.org and run `python datasets/prepare_objects365.py`, which "
+    "unpacks and checks it"
+)
+OPENIMAGES_HINT = (
+    "download pictures and box annotations from https://storage.googleapis.com/openimages/web/download_v6.html and "
+    "run `python datasets/prepare_openimages.py`, which makes the json"
+)
+V3DET_HINT = "download it as https://v3det.openxlab.org.cn describes, then `python datasets/prepare_v3det.py` checks it"
+
+# Listed in the annotations of Objects365 v2, but in none of its archives.
+OBJECTS365_V2_ABSENT = {
+    "patch6/objects365_v1_00320532.jpg",
+    "patch6/objects365_v1_00320534.jpg",
+    "patch16/objects365_v2_00908726.jpg",
+}
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """A data set in a COCO json below `dataset_root()`.
+
+    Attributes:
+        json_files: paths of the annotations, of which the first that is there is read.
+        image_root: the folder that the pictures' `file_name` is relative to.
+        hint: where the files come from, as `paths.require` takes it.
+        fixes: corrected class names, a table of `label_names.NAME_FIXES`.
+        adapt_images: changes `images` (and `annotations`) of the content before it is checked.
+    """
+
+    name: str
+    json_files: tuple[str, ...]
+    image_root: str
+    hint: str
+    fixes: Mapping[str, str] = field(default_factory=dict)
+    adapt_images: Callable[[Record], Record] | None = None
+    image_keys: tuple[str, ...] = ()
+    evaluator_type: str = "coco"
+
+
+def register_coco_sets() -> None:
+    """Register the sets of this module; COCO 2017 only where Detectron2 has not."""
+    for split in ("train", "val"):
+        name = f"coco_2017_{split}"
+        if name in DatasetCatalog:
+            explain_missing_files(name, COCO_HINT)
+        else:
+            register_coco_set(_coco(name, f"instances_{split}2017", f"{split}2017", COCO_HINT))
+    register_coco_set(_coco("coco_2017_train_norefval", "instances_train2017_norefval", "train2017", NOREFVAL_HINT))
+    for split in ("train", "val"):
+        register_coco_set(_objects365_v1(split))
+        register_coco_set(_objects365_v2(split))
+        register_coco_set(_openimages(split))
+        register_coco_set(_v3det(split))
+
+
+def register_coco_set(coco_set: CocoSet) -> None:
+    """Make a set known under its name, unless the name is taken."""
+    if coco_set.name not in DatasetCatalog:
+        DatasetCatalog.register(coco_set.name, functools.partial(load_coco_set, coco_set))
+        MetadataCatalog.get(coco_set.name).set(evaluator_type=coco_set.evaluator_type)
+
+
+def load_coco_set(coco_set: CocoSet) -> list[Record]:
+    """Detectron2's records of the set, read and checked by `load_coco`; scored by the file as published.
+
+    Raises:
+        FileNotFoundError: its annotations or its pictures are not there; the message says where they come from.
+        CocoFormatError: the annotations cannot be used.
+    """
+    return load_coco(
+        str(_first_file(coco_set.json_files, coco_set.hint)),
+        str(require(coco_set.image_root, coco_set.hint)),
+        coco_set.name,
+        adapt=functools.partial(_adapt, coco_set),
+        image_keys=coco_set.image_keys,
+        score_copy=False,
+    )
+
+
+def _first_file(paths: Sequence[str], hint: str) -> os.PathLike[str]:
+    for path in paths[:-1]:
+        try:
+            return require(path, hint)
+        except FileNotFoundError:
+            continue
+    return require(paths[-1], hint)
+
+
+def _adapt(coco_set: CocoSet, content: Record) -> Record:
+    content = {**content, "categories": renamed(content["categories"], coco_set.fixes)}
+    return coco_set.adapt_images(content) if coco_set.adapt_images else content
+
+
+def explain_missing_files(name: str, hint: str) -> None:
+    """Let a set that Detectron2 registered say where its files come from when they are absent; else it is read as is.
+
+    Its folder was settled when Detectron2 was imported, so a later change of DETECTRON2_DATASETS has no effect.
+    """
+    read = DatasetCatalog[name]
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, functools.partial(_read_where_present, name, read, hint))
+
+
+def _read_where_present(name: str, read: Callable[[], list[Record]], hint: str) -> list[Record]:
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.json_file, metadata.image_root):
+        require(os.path.abspath(path), hint)
+    return read()
+
+
+# ------------------------------------------------------------------------------------------------ the data sets
+
+
+def _coco(name: str, stem: str, folder: str, hint: str) -> CocoSet:
+    return CocoSet(name, (f"coco/annotations/{stem}.json",), f"coco/{folder}", hint)
+
+
+def _objects365_v1(split: str) -> CocoSet:
+    return CocoSet(
+        f"objects365_v1_{split}",
+        (f"objects365v1/objects365_{split}.json",),
+        f"objects365v1/{split}",
+        OBJECTS365_HINT,
+        NAME_FIXES["objects365_v1"],
+    )
+
+
+def _objects365_v2(split: str) -> CocoSet:
+    return CocoSet(
+        f"objects365_v2_{split}",
+        (f"objects365v2/annotations/zhiyuan_objv2_{split}.json",),
+        f"objects365v2/{split}",
+        OBJECTS365_HINT,
+        NAME_FIXES["objects365_v2"],
+        adapt_images=objects365_v2_images,
+    )
+
+
+def _openimages(split: str) -> CocoSet:
+    return CocoSet(
+        f"openimages_v6_{split}",
+        (f"OpenImages/annotations/openimages_v6_{split}.json",),
+        f"OpenImages/{'validation' if split == 'val' else split}",
+        OPENIMAGES_HINT,
+        NAME_FIXES["openimages_v6"],
+    )
+
+
+def _v3det(split: str) -> CocoSet:
+    # Its file names begin with "images/".
+    return CocoSet(
+        f"v3det_{split}",
+        (f"V3Det/annotations/v3det_2023_v1_{split}.json",),
+        "V3Det",
+        V3DET_HINT,
+        NAME_FIXES["v3det"],
+    )
+
+
+def objects365_v2_images(content: Record) -> Record:
+    """Pictures by patch and name, as the archives unpack, instead of `images/v1/patch8/...`; absent ones left out."""
+    images = [_in_patch(image) for image in content["images"]]
+    absent = [image["id"] for image in images if image.get("file_name") in OBJECTS365_V2_ABSENT and "id" in image]
+    return {
+        **content,
+        "images": [image for image in images if image.get("file_name") not in OBJECTS365_V2_ABSENT],
+        "annotations": [a for a in content["annotations"] if a.get("image_id") not in absent],
+    }
+
+
+def _in_patch(image: Record) -> Record:
+    name = image.get("file_name")
+    return {**image, "file_name": "/".join(PurePosixPath(name).parts[-2:])} if isinstance(name, str) else image
