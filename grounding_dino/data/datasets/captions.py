@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grounding_dino.data.datasets.coco_cleaning import CleaningReport, clean_box, is_integer
@@ -23,10 +23,14 @@ _CONTENT_TOKENS = MAX_TOKENS - 3  # beside [CLS], [SEP] and the closing period
 
 @dataclass
 class Region:
-    """A phrase by its character spans, and its boxes (XYWH, pixels), as a file gives them."""
+    """A phrase by its character spans, and its boxes (XYWH, pixels), as a file gives them.
+
+    `extra` goes into the annotation of each box.
+    """
 
     spans: list[Span]
     boxes: list[Any]
+    extra: Record = field(default_factory=dict)
 
 
 def picture_facts(row: Record, image_root: str) -> Record:
@@ -58,17 +62,22 @@ def _whole(value: object) -> int:
 
 
 def caption_record(
-    facts: Record, caption: object, regions: Sequence[Region], report: CleaningReport | None = None
+    facts: Record,
+    caption: object,
+    regions: Sequence[Region],
+    report: CleaningReport | None = None,
+    phrases: Sequence[object] = (),
 ) -> Record:
     """A record of a caption: `phrases` holds the spans of each phrase, `category_id` of an annotation indexes them.
 
-    Regions with the same spans are one phrase of several boxes. Unusable boxes are dropped, and a phrase goes with its
-    last one. A caption longer than a prompt is cut between words, with the phrases beyond. Without any region the
-    record says that nothing in the caption is to be found.
+    Regions with the same spans are one phrase; annotations keep the order of the file. Unusable boxes are dropped, and
+    a phrase goes with its last one. A caption longer than a prompt is cut between words, with the phrases beyond.
+    Without any region the record says that nothing in the caption is to be found.
 
     Args:
         facts: of the picture, see :func:`picture_facts`.
         report: counts the repairs.
+        phrases: spans of phrases that come first, in this order, whether they have a box or not.
 
     Raises:
         RowError: no caption, a span that is none of its words, or regions without a usable box.
@@ -76,27 +85,22 @@ def caption_record(
     report = CleaningReport("") if report is None else report
     if not isinstance(caption, str) or not any(map(str.isalnum, caption)):
         raise RowError("an empty caption", f"{facts['file_name']}: {caption!r}")
-    for region in regions:
-        region.spans = check_spans(region.spans, caption)
-    caption, kept = _fit(caption, regions, facts, report)
-    boxes: dict[tuple[Span, ...], list[list[float]]] = {}
+    regions = [Region(check_spans(region.spans, caption), region.boxes, region.extra) for region in regions]
+    listed = [Region(check_spans(spans, caption), []) for spans in phrases]
+    caption, kept = _fit(caption, [*listed, *regions], facts, report)
+    places: dict[tuple[Span, ...], int] = {}
+    annotations = []
     for region in kept:
-        for box in region.boxes:
-            cleaned = clean_box({"bbox": box}, facts, _example(facts, caption, region.spans), report)
-            if cleaned is not None:
-                boxes.setdefault(tuple(region.spans), []).append(cleaned["bbox"])
-    if regions and not boxes:
+        spans, example = tuple(region.spans), _example(facts, caption, region.spans)
+        boxes = [clean_box({"bbox": box}, facts, example, report) for box in region.boxes]
+        usable = [cleaned["bbox"] for cleaned in boxes if cleaned is not None]
+        if usable or not region.boxes:
+            place = places.setdefault(spans, len(places))
+            fixed = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": place, "iscrowd": 0, **region.extra}
+            annotations += [{"bbox": box, **fixed} for box in usable]
+    if not annotations and any(region.boxes for region in regions):
         raise RowError("no phrase with a usable box", f"{facts['file_name']}: {caption[:80]!r}")
-    return {
-        **facts,
-        "caption": caption,
-        "phrases": [list(spans) for spans in boxes],
-        "annotations": [
-            {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": index, "iscrowd": 0}
-            for index, found in enumerate(boxes.values())
-            for box in found
-        ],
-    }
+    return {**facts, "caption": caption, "phrases": [list(spans) for spans in places], "annotations": annotations}
 
 
 def check_spans(spans: object, caption: str) -> list[Span]:
@@ -163,7 +167,7 @@ def _inside(regions: Sequence[Region], caption: str, facts: Record, report: Clea
     for region in regions:
         spans = [span for span in region.spans if span[1] <= len(caption)]
         if spans:
-            yield Region(spans, region.boxes)
+            yield Region(spans, region.boxes, region.extra)
         else:
             report.note("dropped phrases beyond the cut of their caption", _example(facts, caption, region.spans))
 

@@ -2,18 +2,20 @@
 
 It is laid out as COCO, with one entry of `images` a sentence (`caption`), and in each annotation the words that its
 box belongs to: `tokens_positive`, character spans of the caption. Several boxes may have the same words, and a box's
-words may be several spans. `tokens_negative` and `original_img_id` are not needed.
+words may be several spans. `tokens_positive_eval` of a sentence lists all of its phrases, also those without a box.
+`tokens_negative` and `original_img_id` are not needed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grounding_dino.data.datasets.captions import Region, caption_record, picture_facts
 from grounding_dino.data.datasets.coco_cleaning import read_coco
 from grounding_dino.data.datasets.coco_json import set_metadata
+from grounding_dino.data.datasets.refexp_json import is_empty
 from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowError, RowReport, check_pictures, check_yield
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -66,30 +68,42 @@ def holds_referring_expressions(content: Record) -> bool:
     )
 
 
-def grounding_records(content: Record, image_root: str, report: RowReport) -> Iterator[Record]:
-    """A caption record of every entry of `images`; what cannot be used is counted in `report` by its place in there."""
-    boxes: dict[Any, list[Record]] = {}
+def grounding_records(
+    content: Record,
+    image_root: str,
+    report: RowReport,
+    image_keys: Sequence[str] = (),
+    annotation_keys: Sequence[str] = (),
+) -> Iterator[Record]:
+    """A caption record of every entry of `images`; what cannot be used is counted in `report` by its place in there.
+
+    Args:
+        image_keys, annotation_keys: further keys of entries and annotations that records keep.
+    """
+    found: dict[Any, list[Record]] = {}
     for annotation in content["annotations"]:
         number = annotation.get("image_id")
-        boxes.setdefault(number if isinstance(number, (int, str)) else None, []).append(annotation)
+        found.setdefault(number if isinstance(number, (int, str)) else None, []).append(annotation)
     for index, image in enumerate(content["images"]):
         report.place = f"{report.json_file}, entry {index} of 'images'"
         try:
-            yield _record(image, boxes.pop(image.get("id"), []), image_root, report)
+            record = _record(image, found.pop(image.get("id"), []), image_root, report, annotation_keys)
+            yield {**record, **{key: image[key] for key in image_keys if key in image}}
         except RowError as error:
             report.skip(error)
     report.place = report.json_file
-    for number, found in boxes.items():
-        report.note("dropped annotations of sentences that are not listed", f"{len(found)} of image {number!r}")
+    for number, orphans in found.items():
+        report.note("dropped annotations of sentences that are not listed", f"{len(orphans)} of image_id {number!r}")
 
 
-def _record(image: Record, annotations: list[Record], image_root: str, report: RowReport) -> Record:
+def _record(
+    image: Record, annotations: list[Record], image_root: str, report: RowReport, annotation_keys: Sequence[str]
+) -> Record:
     number = image.get("id")
     if not isinstance(number, (int, str)):
         raise RowError("a sentence without an id", f"{number!r}")
     facts = picture_facts({**image, "image_id": number}, image_root)
-    # gRefCOCO's files mark sentences that name nothing by an annotation without content
-    annotations = [a for a in annotations if not (a.get("empty") or a.get("category_id") == -1)]
+    annotations = [annotation for annotation in annotations if not is_empty(annotation)]
     marked = [annotation for annotation in annotations if annotation.get("tokens_positive")]
     if len(marked) < len(annotations):
         report.note(
@@ -97,8 +111,20 @@ def _record(image: Record, annotations: list[Record], image_root: str, report: R
         )
     if annotations and not marked:
         raise RowError("a sentence whose boxes have no words", f"{image.get('caption')!r}")
-    regions = [Region(annotation["tokens_positive"], [annotation.get("bbox")]) for annotation in marked]
-    return caption_record(facts, image.get("caption"), regions, report)
+    regions = [
+        Region(
+            annotation["tokens_positive"],
+            [annotation.get("bbox")],
+            {
+                **{key: annotation[key] for key in annotation_keys if key in annotation},
+                "iscrowd": int(annotation.get("iscrowd") == 1),
+            },
+        )
+        for annotation in marked
+    ]
+    listed = image.get("tokens_positive_eval")
+    phrases = [spans for spans in listed if spans] if isinstance(listed, list) else []
+    return caption_record(facts, image.get("caption"), regions, report, phrases)
 
 
 def register_mdetr(name: str, json_file: str, image_root: str, strict: bool | None = None) -> None:

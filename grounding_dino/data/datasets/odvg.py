@@ -53,10 +53,14 @@ class OdvgReader:
         image_root: the folder that `filename` is relative to.
         names: label -> name; annotations index `class_names`, the names in the order of their labels. None takes each
             row's own `category` texts, and prompts for a picture know no other names then.
+        object_keys: further keys of objects (`detection`) that their annotations keep.
     """
 
-    def __init__(self, image_root: str, names: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self, image_root: str, names: Mapping[int, str] | None = None, object_keys: Sequence[str] = ()
+    ) -> None:
         self.image_root = image_root
+        self.object_keys = tuple(object_keys)
         self.names = None if names is None else dict(names)
         ordered = sorted(self.names or ())
         self.class_names = [(self.names or {})[label] for label in ordered]
@@ -87,7 +91,8 @@ class OdvgReader:
             if place is not None:
                 annotation = _annotation(instance, facts, report)
                 if annotation is not None:
-                    annotations.append({**annotation, "category_id": place})
+                    kept = {key: instance[key] for key in self.object_keys if key in instance}
+                    annotations.append({**kept, **annotation, "category_id": place})
         record = {**facts, "annotations": annotations}
         if self.names is not None:
             return record
@@ -126,8 +131,8 @@ class OdvgReader:
             if not spans:
                 spans = find_phrase(region.get("phrase"), caption if isinstance(caption, str) else "")
             boxes = region.get("bbox")
-            nested = isinstance(boxes, (list, tuple)) and all(isinstance(box, (list, tuple)) for box in boxes)
-            regions.append(Region(spans, [_as_xywh(box) for box in (boxes if nested and boxes else [boxes])]))
+            several = isinstance(boxes, list) and all(isinstance(box, list) for box in boxes)  # or none
+            regions.append(Region(spans, [_as_xywh(box) for box in (boxes if several else [boxes])]))
         return caption_record(facts, caption, regions, report)
 
 
