@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from grounding_dino.config import add_grounding_dino_config
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
@@ -131,18 +132,27 @@ def merge_options(cfg: CfgNode, options: Sequence[object]) -> None:
     if len(options) % 2:
         text = " ".join(map(str, options))
         raise ValueError(f"{text!r} are not pairs of KEY VALUE: one is left over")
-    known = set(config_keys(cfg))
+    known, open_nodes = set(config_keys(cfg)), _open_nodes(cfg)
     for key, value in zip(options[::2], options[1::2]):
-        if key not in known:
+        if key not in known and key not in open_nodes:
             close = difflib.get_close_matches(str(key), known, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else "; grounding_dino/config.py lists them"
             raise ValueError(f"there is no configuration key {key!r}{hint}")
         try:
+            if key in open_nodes and isinstance(value, str):
+                value = yaml.safe_load(value)  # Detectron2 takes the keys below as a mapping only
             cfg.merge_from_list([key, str(value) if isinstance(value, Path) else value])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, yaml.YAMLError) as error:
             raise ValueError(f"{key} cannot be {value!r}: {error.args[0]}") from error
     if "SOLVER.MAX_ITER" in options[::2] and "SOLVER.EPOCHS.MAX" not in options[::2]:
         cfg.SOLVER.EPOCHS.MAX = 0  # iterations asked for by name win over a recipe's epochs
+
+
+def _open_nodes(node: CfgNode, prefix: str = "") -> set[str]:
+    """The full names of the nodes that take any keys, such as one for each data set."""
+    inner = [(f"{prefix}{key}", value) for key, value in node.items() if isinstance(value, CfgNode)]
+    found = {name for name, value in inner if value.is_new_allowed()}
+    return found.union(*(_open_nodes(value, f"{name}.") for name, value in inner if name not in found))
 
 
 def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-from grounding_dino.data.text_sampling import TextSampler, name_cost, swap_sides
+from grounding_dino.data.text_sampling import TextSampler, alternatives, name_cost, swap_sides
 from grounding_dino.text.prompt import build_category_prompts
 from grounding_dino.text.tokenizer import build_tokenizer
 
@@ -54,6 +54,27 @@ def test_positives_come_first_within_the_token_budget():
 def test_a_second_entry_of_a_present_name_is_no_negative():
     assert sorted(TextSampler().sample_categories(["cat", "Cat ", "dog"], {0})) == [0, 2]
     assert sorted(TextSampler().sample_categories(["hot dog", "Hot  dog", "dog"], {0})) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("cup/mug", ("cup", "mug")),
+        ("Machinery Vehicle / Truck", ("Machinery Vehicle", "Truck")),
+        ("/cup/", ("cup",)),
+        ("cat", ("cat",)),
+        ("/", ("/",)),
+    ],
+)
+def test_the_names_that_a_slash_divides(name, parts):
+    assert alternatives(name) == parts
+
+
+def test_split_names_are_asked_for_by_either_part():
+    names = ["cup/mug", "cat"]
+    asked = {tuple(TextSampler(split_names=True).word(names)) for _ in range(20)}
+    assert asked == {("cup", "cat"), ("mug", "cat")}
+    assert TextSampler().word(names) == names
 
 
 @pytest.mark.parametrize(

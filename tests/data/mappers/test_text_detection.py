@@ -135,6 +135,52 @@ def test_captions_stay_whole_with_their_phrases(picture, augmentations):
     assert whole["phrases"] == [[(0, len(caption))]]
 
 
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_sentence_about_nothing_in_the_picture_has_no_phrase(picture, is_train):
+    mapper = _mapper(FLIP, is_train=is_train)
+    sample = mapper(_record(picture, caption="a fish on the left", phrases=[], annotations=[]))
+    assert sample["phrases"] == []
+    if is_train:
+        assert sample["caption"] == "a fish on the right" and len(sample["instances"]) == 0
+        assert mapper.most_labels(_record(picture, caption="a fish", phrases=[], annotations=[])) == 0
+    else:
+        assert sample["caption"] == "a fish on the left"
+
+
+def test_all_words_of_a_sentence_about_nothing_are_negative(picture, tiny_model):
+    sample = _mapper(T.Resize((80, 120)))(_record(picture, caption="a fish", phrases=[], annotations=[]))
+    (prompt,) = tiny_model.prompts_of(sample)
+    target = tiny_model.target_of(sample, prompt, (80, 120), 8)
+    assert target.positive_map.shape == (0, 8)
+    losses = tiny_model.train()([sample])
+    assert losses["loss_class"] > 0 and losses["loss_l1"] == 0
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_pictures_out_of_archives_are_as_those_of_files(picture, is_train, image_format):
+    mapper = _mapper(is_train=is_train, image_format=image_format)
+    data = open(picture, "rb").read()
+    inside = mapper(_record("shard.tar/a.png", image_bytes=data))
+    assert torch.equal(inside["image"], mapper(_record(picture))["image"])
+    assert inside["file_name"] == "shard.tar/a.png" and "image_bytes" not in inside
+
+
+def test_broken_bytes_are_named(caplog):
+    assert _mapper()(_record("shard.tar/b.jpg", image_bytes=b"no picture")) is None
+    assert "unreadable picture shard.tar/b.jpg" in caplog.text
+
+
+def test_bytes_are_turned_upright_as_files_are(tmp_path):
+    turned = Image.new("RGB", (60, 40))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    for change in ({}, {"image_bytes": (tmp_path / "turned.jpg").read_bytes()}):
+        sample = _mapper(is_train=False)(_record(str(tmp_path / "turned.jpg"), height=60, width=40, **change))
+        assert sample["image"].shape == (3, 60, 40)
+
+
 @pytest.mark.parametrize(
     ("flip", "words"),
     [
