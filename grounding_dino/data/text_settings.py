@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from grounding_dino.data.datasets.groups import expand_groups
 from grounding_dino.data.text_sampling import TextSampler
 from grounding_dino.text.prompt import name_fault
 from grounding_dino.text.tokenizer import build_tokenizer
@@ -50,21 +51,27 @@ def default_settings(cfg: CfgNode) -> TextSettings:
 
 
 def settings_by_dataset(cfg: CfgNode) -> dict[str, TextSettings]:
-    """The settings of each data set that DATASETS.TEXT names; what it leaves open is as in INPUT.
+    """The settings of each data set that DATASETS.TEXT names, itself or by a group; what is left open is as in INPUT.
+
+    Those of a data set itself go before those of its group.
 
     Raises:
         ValueError: an unknown data set or key, a value of another type or out of range, or a names file that is none.
         FileNotFoundError: there is no such names file.
     """
-    settings = {}
+    alone: dict[str, TextSettings] = {}
+    in_groups: dict[str, TextSettings] = {}
     for name, given in cfg.DATASETS.TEXT.items():
-        _check_dataset(cfg, name)
+        members = expand_groups([name])
+        for member in members:
+            _check_dataset(cfg, member)
         _check_keys(cfg, name, given)
         try:
-            settings[name] = _settings(cfg, given)
+            settings = _settings(cfg, given)
         except ValueError as error:
             raise ValueError(f"DATASETS.TEXT of {name!r}: {error}") from error
-    return settings
+        (alone if members == [name] else in_groups).update(dict.fromkeys(members, settings))
+    return {**in_groups, **alone}
 
 
 def read_names_file(path: str) -> dict[str, str]:

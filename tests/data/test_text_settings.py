@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.data.datasets.groups import expand_groups
 from grounding_dino.data.mappers import build_mapper
-from grounding_dino.data.text_settings import check_record_names
+from grounding_dino.data.text_settings import check_record_names, settings_by_dataset
 from grounding_dino.model_zoo import merge_options
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_each_setting_holds_for_its_data_set_alone(
         special.keys() - facts.keys() - ({"orders", "names"} if "NUM_NEGATIVE_CATEGORIES" in settings else set())
     )
     assert all(special[key] == plain[key] for key in untouched - {"orders"})
+
+
+def test_a_group_passes_its_settings_to_its_members(tiny_cfg: CfgNode) -> None:
+    member = "odinw_packages_val"
+    assert member in expand_groups(["odinw13"])
+    texts = {member: {"RANDOM_FLIP": "vertical"}, "odinw13": {"RANDOM_FLIP": "none"}}
+    merge_options(tiny_cfg, ["DATASETS.TEXT", str(texts)])
+    settings = settings_by_dataset(tiny_cfg)
+    assert set(settings) == set(expand_groups(["odinw13"]))
+    assert {name: found.flip for name, found in settings.items() if found.flip != "none"} == {member: "vertical"}
 
 
 def test_the_number_of_labels_is_known_with_each_data_sets_settings(
