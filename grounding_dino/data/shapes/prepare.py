@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.data.prepare.files import write_json
 from grounding_dino.data.shapes.expressions import refer
 from grounding_dino.data.shapes.scene import Scene, render_scene
 from grounding_dino.data.shapes.vocabulary import HELD_OUT_PAIRS, TRAIN_PAIRS, pair_name
@@ -131,12 +132,6 @@ def _merge(recipe: SplitRecipe, records: Iterable[_PictureRecord]) -> tuple[dict
     return detection, {"info": info, "images": images, "expressions": expressions}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _is_complete(recipe: SplitRecipe, output: Path) -> bool:
     """Whether the split's files are there and follow from this very recipe (expressions are written last)."""
     try:
@@ -167,8 +162,8 @@ def prepare_split(recipe: SplitRecipe, output: Path, workers: int = 1, progress:
             records.append(record)
             bar.update()
     detection, expressions = _merge(recipe, records)
-    _write_json(output / "annotations" / f"{recipe.split}.json", detection)
-    _write_json(output / "annotations" / f"{recipe.split}_refexp.json", expressions)
+    write_json(output / "annotations" / f"{recipe.split}.json", detection)
+    write_json(output / "annotations" / f"{recipe.split}_refexp.json", expressions)
     return True
 
 
