@@ -8,56 +8,105 @@ from typing import Any
 
 import grounding_dino.data.datasets  # noqa: F401  registers the project's data sets
 from grounding_dino.data.datasets.extra import register_extra_datasets
+from grounding_dino.data.datasets.groups import expand_config, expand_groups
+from grounding_dino.data.datasets.rows import strict_rows
 from grounding_dino.data.mappers import build_mapper
+from grounding_dino.data.mixture import shares_of
+from grounding_dino.data.record_sets import ListRecords, RecordSet, RecordSets
+from grounding_dino.data.streaming import LazyRecords
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader, get_detection_dataset_dicts
 
 logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
 
-def load_records(names: Sequence[str], filter_empty: bool = False) -> list[dict[str, Any]]:
+
+def load_records(names: Sequence[str], filter_empty: bool = False) -> Sequence[Record]:
     """The records of data sets, each with its `dataset_name`, so that a mapper finds its class names.
 
-    Unlike Detectron2's `get_detection_dataset_dicts`, the data sets may have different classes.
+    Unlike Detectron2's `get_detection_dataset_dicts`, the data sets may have different classes. Groups of data sets
+    (`odinw13`) are their members.
 
     Args:
         filter_empty: leave out pictures without an object that is no crowd.
 
+    Returns:
+        a list; where a set stays on disk (:class:`LazyRecords`), a sequence that reads its records when asked for.
+
     Raises:
         ValueError: no name, an unknown name, or a data set without a usable record.
     """
+    _check_names(names)
+    members = expand_groups(names)
+    parts = [_load(name, filter_empty) for name in members]
+    if any(isinstance(part, LazyRecords) for part in parts):
+        return RecordSets([_as_set(part) for part in parts], members)
+    return [record for part in parts for record in part]
+
+
+def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not len(names):
         raise ValueError(f"name data sets in a list, e.g. ['shapes_train'], not {names!r}")
-    records = []
-    for name in names:
-        if name not in DatasetCatalog:
-            raise ValueError(
-                f"there is no data set {name!r}; the known ones are {', '.join(sorted(DatasetCatalog))}. Any COCO json "
-                f"can be named with --dataset {name}=annotations.json:image_folder"
-            )
-        try:
-            found = get_detection_dataset_dicts([name], filter_empty=filter_empty)
-        except AssertionError as error:  # upstream asserts where nothing is left
-            raise ValueError(f"the data set {name!r} yields nothing: {error}") from error
-        if not found:
-            raise ValueError(f"the data set {name!r} has no picture with an object; there is nothing to train on")
-        records += [{**record, "dataset_name": name} for record in found]
-    return records
 
 
-def load_train_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Records of DATASETS.TRAIN, with DATASETS.EXTRA registered first and pictures without objects left out as
-    DATALOADER.FILTER_EMPTY_ANNOTATIONS says."""
+def _as_set(records: list[Record] | LazyRecords) -> RecordSet:
+    return records if isinstance(records, LazyRecords) else ListRecords(records)
+
+
+def _load(name: str, filter_empty: bool) -> list[Record] | LazyRecords:
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"there is no data set {name!r}; the known ones are {', '.join(sorted(DatasetCatalog))}. Any COCO json "
+            f"can be named with --dataset {name}=annotations.json:image_folder"
+        )
+    try:
+        found = get_detection_dataset_dicts([name], filter_empty=filter_empty)
+    except AssertionError as error:  # upstream asserts where nothing is left
+        raise ValueError(f"the data set {name!r} yields nothing: {error}") from error
+    if isinstance(found, LazyRecords):
+        found = found.with_objects() if filter_empty else found
+        found.dataset_name = name
+        return found
+    if not found:
+        raise ValueError(f"the data set {name!r} has no picture with an object; there is nothing to train on")
+    return [{**record, "dataset_name": name} for record in found]
+
+
+def load_train_sets(cfg: CfgNode) -> tuple[RecordSets, list[float] | None]:
+    """The sets of DATASETS.TRAIN, and the shares of the draws that DATASETS.WEIGHTS gives them (None without weights).
+
+    DATASETS.EXTRA is registered first, pictures without objects are left out as
+    DATALOADER.FILTER_EMPTY_ANNOTATIONS says, and broken rows stop the run where DATASETS.STRICT_ON says so.
+
+    Raises:
+        ValueError: as :func:`load_records` and :func:`shares_of`.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    expand_config(cfg)
     register_extra_datasets(cfg.DATASETS.EXTRA)
-    return load_records(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    names = tuple(cfg.DATASETS.TRAIN)
+    _check_names(names)
+    shares = shares_of(cfg.DATASETS.WEIGHTS, names) if cfg.DATASETS.WEIGHTS else None
+    with strict_rows(cfg.DATASETS.STRICT_ON):
+        # One after the other, so that no more than one list is in memory that is not packed yet.
+        parts = [_as_set(_load(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)) for name in names]
+    return RecordSets(parts, names), shares
+
+
+def load_train_records(cfg: CfgNode) -> RecordSets:
+    """The records of :func:`load_train_sets`."""
+    return load_train_sets(cfg)[0]
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """A loader over one data set for evaluation, one picture a batch."""
     register_extra_datasets(cfg.DATASETS.EXTRA)
     # The records come first: the mapper takes over the class names that loading makes known.
-    records = load_records([dataset_name])
+    with strict_rows(cfg.DATASETS.STRICT_ON):
+        records = load_records([dataset_name])
     return build_detection_test_loader(
         records, mapper=build_mapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
     )

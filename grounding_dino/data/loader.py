@@ -1,51 +1,50 @@
 """The training data loader: the same stream of batches for any number of workers, from any iteration on.
 
 Detectron2's own loader starts a new random stream on every start, so an interrupted run cannot be continued exactly.
-Here the order of the pictures is a function of the seed, every sample's augmentation is a function of the seed and
-of its place in the stream, and batches are formed from the records alone, so a start at iteration n skips the first
-n batches without decoding a picture.
+Here the order of the pictures is a function of the seed (see `mixture`), every sample's augmentation is a function of
+the seed and of its place in the stream, and batches are formed from facts of the records alone, so a start at iteration
+n skips the first n batches without reading a record.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from grounding_dino.data.build import load_train_records
+from grounding_dino.data.build import load_train_sets
 from grounding_dino.data.mappers import TextDetectionMapper, build_mapper
+from grounding_dino.data.mixture import draw_order, log_shares, set_orders
+from grounding_dino.data.record_sets import RecordSets, TextKind, repeat_factors
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList
-from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 20
+REPORT_PERIOD = 1000  # batches after which the log says how many records were replaced
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class StreamDataset(Dataset):
     """Maps `(position in the stream, record index)` to a training sample, with random numbers of its own.
 
-    A record that the mapper turns down (None: an unreadable or vanished picture, say) is replaced by another; each
-    such record is named once. Records are kept as bytes, so that worker processes share their memory.
+    A record that the mapper turns down (None: an unreadable or vanished picture, say) is replaced by another of its
+    set; the sample that takes its place lists such records in `replaced`.
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict | None], seed: int) -> None:
-        self.records = DatasetFromList(list(records), copy=False, serialize=True)
+        self.records = RecordSets.of(records)
         self.mapper = mapper
         self.seed = seed
-        self._reported: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -56,6 +55,8 @@ class StreamDataset(Dataset):
             return self._sample(index)
 
     def _sample(self, index: int) -> dict:
+        others = self.records.places(self.records.part_of(index))
+        replaced = []
         for _ in range(MAX_RETRIES):
             record = self.records[index]
             name = record.get("file_name", f"record {index}")
@@ -64,11 +65,9 @@ class StreamDataset(Dataset):
             except Exception as error:
                 raise RuntimeError(f"{name} cannot be made into a training sample: {error}") from error
             if sample is not None:
-                return sample
-            if index not in self._reported:
-                self._reported.add(index)
-                logger.warning("training goes on without %s", name)
-            index = random.randrange(len(self.records))
+                return {**sample, "replaced": replaced} if replaced else sample
+            replaced.append(name)
+            index = random.choice(others)
         raise RuntimeError(
             f"{MAX_RETRIES} records in a row could not be turned into training samples, the last one {name}; the "
             "warnings above say why: check that the data set's pictures are still there, and its annotations"
@@ -106,8 +105,14 @@ class BatchStream(Sampler):
         shuffle: bool = True,
         group_by_orientation: bool = True,
         weights: Sequence[float] | Tensor | None = None,
+        shares: Sequence[float] | None = None,
     ) -> None:
-        """`batch_size` is this process's; `weights`: how often each record is drawn an epoch (repeat factors)."""
+        """
+        Args:
+            batch_size: of this process.
+            weights: how often each record is drawn an epoch (repeat factors).
+            shares: of the draws, for each part of :class:`RecordSets`; see :func:`draw_order`.
+        """
         if not len(records):
             raise ValueError("the training data set has no picture to train on; see the warnings above")
         if weights is not None and not (len(weights) == len(records) and float(sum(weights)) >= 1):
@@ -116,36 +121,73 @@ class BatchStream(Sampler):
         self.seed = seed
         self.shuffle = shuffle
         self.start = 0
+        sets = RecordSets.of(records)
         self._weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        self._size = len(records)
+        self._shares = shares
+        self._orders = set_orders(sets, None if self._weights is None else self._weights.numpy(), shares is not None)
         # grouping pictures of one orientation keeps padding small
-        self._group = [int(group_by_orientation and r.get("width", 1) > r.get("height", 1)) for r in records]
+        self._group = sets.column("landscape") if group_by_orientation else None
         self._rank, self._world = comm.get_rank(), comm.get_world_size()
 
-    def _indices(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            epoch = torch.arange(self._size)
-            if self._weights is not None:
-                whole = self._weights.floor()
-                extra = torch.rand(self._size, generator=generator, dtype=torch.float64) < self._weights - whole
-                epoch = epoch.repeat_interleave((whole + extra).long())
-            if self.shuffle:
-                epoch = epoch[torch.randperm(len(epoch), generator=generator)]
-            yield from epoch.tolist()
+    def _places(self) -> Iterator[np.ndarray]:
+        """This process's share of the stream, in pieces of (N, 2): position and index."""
+        position = 0
+        for indices in draw_order(self._orders, self.seed, self._shares, self.shuffle):
+            first = (self._rank - position) % self._world
+            positions = np.arange(position + first, position + len(indices), self._world)
+            position += len(indices)
+            yield np.stack([positions, indices[first :: self._world]], axis=1)
 
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        stream = enumerate(self._indices())
-        waiting: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
-        for position, index in itertools.islice(stream, self._rank, None, self._world):
-            batch = waiting[self._group[index]]
-            batch.append((position, index))
-            if len(batch) == self.batch_size:
-                yield list(batch)
-                batch.clear()
+    def _batches(self) -> Iterator[np.ndarray]:
+        """Batches of each piece of the stream, (N, batch size, 2), in the order in which they become full."""
+        nothing = np.zeros((0, 2), dtype=np.int64)
+        waiting = [nothing, nothing]
+        for places in self._places():
+            group = np.zeros(len(places), np.bool_) if self._group is None else self._group[places[:, 1]]
+            full = []
+            for number in range(2):
+                queue = np.concatenate([waiting[number], places[group == number]])
+                end = len(queue) // self.batch_size * self.batch_size
+                full.append(queue[:end].reshape(-1, self.batch_size, 2))
+                waiting[number] = queue[end:]
+            batches = np.concatenate(full)
+            yield batches[np.argsort(batches[:, -1, 0])]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return itertools.islice(self._batches(), self.start, None)
+        left_out = self.start
+        for batches in self._batches():
+            for batch in batches[left_out:]:
+                yield [(position, index) for position, index in batch.tolist()]
+            left_out -= min(left_out, len(batches))
+
+
+class StreamLoader(DataLoader):
+    """A DataLoader that says, in this process, which records could not be used, and how many so far.
+
+    The number goes to the event storage, too, where there is one: `replaced_samples`, of this process.
+    """
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
+        samples = replaced = 0
+        known: set[str] = set()
+        for number, batch in enumerate(super().__iter__(), 1):
+            samples += len(batch)
+            for sample in batch:
+                names = sample.pop("replaced", ())
+                replaced += len(names)
+                for name in names:
+                    if name not in known:
+                        known.add(name)
+                        logger.warning("training goes on without %s", name)
+            if replaced and has_event_storage():
+                get_event_storage().put_scalar("replaced_samples", replaced, smoothing_hint=False)
+            if known and number % REPORT_PERIOD == 0:
+                logger.warning(
+                    "%d times in %d samples a record could not be used and another took its place; %d records are "
+                    "unusable so far",
+                    *(replaced, samples, len(known)),
+                )
+            yield batch
 
 
 def build_stream_loader(
@@ -157,8 +199,11 @@ def build_stream_loader(
     seed: int,
     group_by_orientation: bool = True,
     weights: Sequence[float] | Tensor | None = None,
+    shares: Sequence[float] | None = None,
 ) -> DataLoader:
     """A loader of lists of mapped samples; :func:`start_stream_at` moves it before the first batch.
+
+    For `weights` and `shares` see :class:`BatchStream`.
 
     Raises:
         ValueError: the batch cannot be split over the processes, or there is no record.
@@ -166,11 +211,17 @@ def build_stream_loader(
     world = comm.get_world_size()
     if total_batch_size < world or total_batch_size % world:
         raise ValueError(f"SOLVER.IMS_PER_BATCH {total_batch_size} cannot be split over {world} processes")
+    sets = RecordSets.of(records)
     stream = BatchStream(
-        records, total_batch_size // world, seed=seed, group_by_orientation=group_by_orientation, weights=weights
+        sets,
+        total_batch_size // world,
+        seed=seed,
+        group_by_orientation=group_by_orientation,
+        weights=weights,
+        shares=shares,
     )
-    return DataLoader(
-        StreamDataset(records, mapper, seed),
+    return StreamLoader(
+        StreamDataset(sets, mapper, seed),
         batch_sampler=stream,
         num_workers=num_workers,
         collate_fn=_as_list,
@@ -188,20 +239,22 @@ def start_stream_at(loader: DataLoader, iteration: int, seed: int) -> None:
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
-    """The training loader of DATASETS.TRAIN; `DATALOADER.SAMPLER_TRAIN` may ask for repeat factors by frequency.
+    """The training loader of DATASETS.TRAIN, mixed by DATASETS.WEIGHTS; `DATALOADER.SAMPLER_TRAIN` may ask for repeat
+    factors by frequency, which hold within each set.
 
     Raises:
         ValueError: no picture has an object that is no crowd, a prompt may list more names than the denoising part has
-            labels, or an unknown sampler.
+            labels, an unknown sampler, or weights that do not fit the sets.
     """
-    records = load_train_records(cfg)
-    if not any(_has_object(record) for record in records):
+    records, shares = load_train_sets(cfg)
+    if not records.column("has_object").any():
         raise ValueError(
             f"no picture of {', '.join(cfg.DATASETS.TRAIN)} has an object that is not a crowd region, so there is "
             "nothing to learn; check the annotations"
         )
     mapper = build_mapper(cfg, is_train=True)
     check_label_count(cfg, records, mapper)
+    factors = _repeat_factors(cfg, records)
     loader = build_stream_loader(
         records,
         mapper,
@@ -209,8 +262,10 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=seed,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        weights=_repeat_factors(cfg, records),
+        weights=factors,
+        shares=shares,
     )
+    log_shares(records, cfg.DATASETS.WEIGHTS, shares, None if factors is None else factors.numpy())
     iterations = len(records) / cfg.SOLVER.IMS_PER_BATCH
     logger.info("training on %d pictures; an epoch of them takes %.1f iterations", len(records), iterations)
     return loader
@@ -219,14 +274,17 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
 def check_label_count(cfg: CfgNode, records: Sequence[dict], mapper: Callable[[dict], dict | None]) -> None:
     """See before training that no prompt can list more names than the denoising label embedding has rows.
 
-    Mappers other than :class:`TextDetectionMapper` are not looked into.
+    Few records are read for it: facts say which can have the longest prompts. Mappers other than
+    :class:`TextDetectionMapper` are not looked into.
 
     Raises:
         ValueError: one can; the message says how many rows are needed.
     """
     if not cfg.MODEL.DENOISING.ENABLED_ON or not isinstance(mapper, TextDetectionMapper):
         return
-    most, record = max(((mapper.most_labels(record), record) for record in records), key=lambda found: found[0])
+    sets = RecordSets.of(records)
+    candidates = [sets[place] for place in _longest_prompts(sets, cfg.MODEL.DENOISING.NUM_LABELS)]
+    most, record = max(((mapper.most_labels(record), record) for record in candidates), key=lambda found: found[0])
     if most > cfg.MODEL.DENOISING.NUM_LABELS:
         kind = "phrases" if "caption" in record else "names"
         raise ValueError(
@@ -237,26 +295,33 @@ def check_label_count(cfg: CfgNode, records: Sequence[dict], mapper: Callable[[d
         )
 
 
-def _has_object(record: dict) -> bool:
-    return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+def _longest_prompts(sets: RecordSets, allowed: int) -> list[int]:
+    """Indices of records among which is one with the most labels, if that is more than `allowed`.
+
+    With class names a prompt grows with the classes in the picture; a caption's labels are its phrases; of a record's
+    own categories at most all are listed.
+    """
+    found: list[int] = []
+    for number, part in enumerate(sets.parts):
+        first = sets.places(number).start
+        kinds, labels = part.column("text"), part.column("num_labels")
+        for kind in (TextKind.CLASS_NAMES, TextKind.CAPTION):
+            chosen = np.flatnonzero(kinds == kind)
+            found += (first + chosen[labels[chosen].argmax()],) if len(chosen) else ()
+        own = (kinds == TextKind.CATEGORIES) & (labels > allowed)
+        found += (first + np.flatnonzero(own)).tolist()
+    return sorted(map(int, found))
 
 
-def _repeat_factors(cfg: CfgNode, records: Sequence[dict]) -> Tensor | None:
+def _repeat_factors(cfg: CfgNode, records: RecordSets) -> Tensor | None:
     """How often each record is drawn an epoch; class indices mean something within one data set only."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in SAMPLERS:
         raise ValueError(f"unknown DATALOADER.SAMPLER_TRAIN {name!r}; choose from {SAMPLERS}")
     if name == "TrainingSampler":
         return None
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, record in enumerate(records):
-        places[record.get("dataset_name", "")].append(place)
-    factors = torch.ones(len(records))
-    for chosen in places.values():
-        factors[chosen] = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            [records[place] for place in chosen], cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-    return factors
+    threshold, sqrt = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+    return torch.from_numpy(np.concatenate([repeat_factors(part, threshold, sqrt) for part in records.parts]))
 
 
 def _as_list(samples: list[dict]) -> list[dict[str, Any]]:
