@@ -6,8 +6,17 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from grounding_dino.cli.errors import (
+    explains_itself,
+    keep_tracebacks_off_the_screen,
+    log_in_full,
+    lost_the_others,
+)
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -16,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Detectron2's training arguments plus `--dataset` and `--warm-start`."""
+    """Detectron2's training arguments plus `--dataset`, `--warm-start` and `--debug`."""
     from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(
@@ -29,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.description = "Train, resume or evaluate. --config-file takes a path or the short name of a packaged config."
     # Detectron2's fixed port lets two runs on one machine collide; several machines have to name theirs anyway.
-    parser.set_defaults(dist_url="auto")
+    # `run_id` and `notes` are no options: the first names a run over its restarts, the second a folder for messages of
+    # processes to the one that has started them.
+    parser.set_defaults(dist_url="auto", run_id="", notes="")
     parser.add_argument(
         "--dataset",
         action="append",
@@ -42,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take from MODEL.WEIGHTS what fits and list the rest, instead of an error (MODEL.WARM_START_ON True)",
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return parser
 
 
@@ -96,6 +108,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     log_environment()
     share_cpu_cores(cfg)
     default_setup(cfg, args)
+    if not args.debug:
+        keep_tracebacks_off_the_screen()
     return cfg
 
 
@@ -114,11 +128,27 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         results = evaluate(cfg, args)
     else:
         trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        trainer.checkpointer.run_id = args.run_id
+        restarted = comm.all_gather(trainer.checkpointer.belongs_to_run())[0]
+        trainer.resume_or_load(resume=args.resume or restarted)
+        check_equal_starts(comm.all_gather(trainer.start_iter), cfg.OUTPUT_DIR)
         results = trainer.train() or {}
     if comm.is_main_process() and results:
         logger.info("results:\n%s", results_table(results, list(cfg.DATASETS.TEST)))
     return results
+
+
+def check_equal_starts(starts: Sequence[int], output_dir: str) -> None:
+    """See that all processes go on from the same iteration, given that of each.
+
+    Raises:
+        ValueError: they do not, since they look into different folders.
+    """
+    if len(set(starts)) > 1:
+        raise ValueError(
+            f"the processes would go on from the iterations {list(starts)}: OUTPUT_DIR {output_dir!r} has to be one "
+            "folder that all machines see, for the first process writes the checkpoints that all of them read"
+        )
 
 
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
@@ -141,9 +171,15 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
         model, cfg.OUTPUT_DIR, ignore=cfg.MODEL.WEIGHTS_IGNORE, warm_start=cfg.MODEL.WARM_START_ON
     )
     if args.resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
         checkpointer.resume_or_load("", resume=True)
     else:
-        checkpointer.load(find_weights(cfg, args.config_file, args.opts or ()), checkpointables=[])
+        weights = find_weights(cfg, args.config_file, args.opts or ())
+        checkpointer.load(weights, checkpointables=[])
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights  # which the protocol of an evaluation names
+    cfg.freeze()
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -172,24 +208,96 @@ def processes_wanted(args: argparse.Namespace, cfg: CfgNode) -> int:
     return args.num_gpus
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `train_net.py`."""
+def check_arguments_of_worker(args: argparse.Namespace) -> None:
+    """See that the command does not ask for processes where torchrun or submitit has already started them.
+
+    Raises:
+        ValueError: it does.
+    """
+    if args.num_gpus > 1 or args.num_machines > 1:
+        raise ValueError(
+            "torchrun (or submitit) has started the processes of this run: leave out --num-gpus and --num-machines, "
+            "and give their numbers to it (torchrun --nproc-per-node 8 --nnodes 2)"
+        )
+
+
+def run_and_explain(args: argparse.Namespace) -> Mapping[str, Any]:
+    """As :func:`run`; an error that says in words what is wrong ends the process with its message and exit code 1.
+
+    With `--debug`, and for all other errors, it is raised as it is. The log file has the traceback in any case.
+    """
+    try:
+        return run(args)
+    except Exception as error:
+        lost = lost_the_others(error)
+        if args.debug or not (lost or explains_itself(error)):
+            raise
+        message = str(error)
+        if lost:
+            message = "the connection to the other processes broke off; the first error of another one says why"
+        log_in_full(error, message)
+        leave_with(message, args, lost)
+
+
+def leave_with(message: str, args: argparse.Namespace, lost: bool) -> NoReturn:
+    """Exit with code 1; the message is printed, or left as a note for the process that has started this one."""
+    from detectron2.utils import comm
+
+    if args.notes:
+        (Path(args.notes) / f"{'lost' if lost else 'error'}_{comm.get_rank()}").write_text(message, encoding="utf-8")
+        sys.exit(1)
+    process = f"process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
+    sys.exit(f"train_net.py: error: {process}{message}\n(--debug shows where)")
+
+
+def launch_and_explain(args: argparse.Namespace, processes: int) -> None:
+    """Detectron2's `launch` of :func:`run_and_explain`; what a process could say in words is printed once."""
     from detectron2.engine import launch
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    with tempfile.TemporaryDirectory(prefix="train_net_") as folder:
+        if processes * args.num_machines > 1:
+            args.notes = folder
+        try:
+            launch(
+                run_and_explain,
+                processes,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except (ProcessExitedException, ProcessRaisedException):
+            notes = sorted(Path(folder).iterdir())  # an "error" comes before a "lost" connection
+            if not notes:
+                raise
+            args.notes = ""
+            sys.exit(f"train_net.py: error: {notes[0].read_text(encoding='utf-8')}\n(--debug shows where)")
+
+
+def main(argv: Sequence[str] | None = None, run_id: str = "") -> None:
+    """Entry point of `train_net.py`, in each process where torchrun or submitit starts several.
+
+    `run_id` names a run over all its restarts; torchrun has a name of its own.
+    """
+    from grounding_dino.engine.launchers import run_worker, worker_of_environment
 
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
+        worker = worker_of_environment()
         cfg = load_config(args)
-        processes = processes_wanted(args, cfg)
+        if worker is None:
+            processes = processes_wanted(args, cfg)
+        else:
+            check_arguments_of_worker(args)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+    args.run_id = run_id
+    if worker is not None:
+        args.run_id = args.run_id or worker.run_id
+        run_worker(run_and_explain, worker, cfg.MODEL.DEVICE, (args,))
+        return
     if processes > 1 and cfg.MODEL.DEVICE == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else `launch` would have the CPU processes talk through NCCL
-    launch(
-        run,
-        processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch_and_explain(args, processes)

@@ -252,7 +252,7 @@ def test_processes_that_compute_on_the_cpu_do_not_see_gpus(monkeypatch: pytest.M
     monkeypatch.setattr("detectron2.engine.launch", lambda f, n, **options: started.update(options, f=f, n=n))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     main(command("--num-gpus", "2", opts=("MODEL.DEVICE", "cpu")))
-    assert started["f"] is train_module.run and started["n"] == 2 and started["dist_url"] == "auto"
+    assert started["f"] is train_module.run_and_explain and started["n"] == 2 and started["dist_url"] == "auto"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
