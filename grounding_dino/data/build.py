@@ -8,7 +8,7 @@ from typing import Any
 
 import grounding_dino.data.datasets  # noqa: F401  registers the project's data sets
 from grounding_dino.data.datasets.extra import register_extra_datasets
-from grounding_dino.data.datasets.groups import expand_config, expand_groups
+from grounding_dino.data.datasets.groups import expand_config, expand_groups, unknown_name
 from grounding_dino.data.datasets.rows import strict_rows
 from grounding_dino.data.mappers import build_mapper
 from grounding_dino.data.mixture import shares_of
@@ -57,10 +57,7 @@ def _as_set(records: list[Record] | LazyRecords) -> RecordSet:
 
 def _load(name: str, filter_empty: bool) -> list[Record] | LazyRecords:
     if name not in DatasetCatalog:
-        raise ValueError(
-            f"there is no data set {name!r}; the known ones are {', '.join(sorted(DatasetCatalog))}. Any COCO json "
-            f"can be named with --dataset {name}=annotations.json:image_folder"
-        )
+        raise ValueError(unknown_name(name))
     try:
         found = get_detection_dataset_dicts([name], filter_empty=filter_empty)
     except AssertionError as error:  # upstream asserts where nothing is left

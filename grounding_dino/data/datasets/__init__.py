@@ -3,7 +3,7 @@
 from grounding_dino.data.datasets.coco_cleaning import CocoFormatError
 from grounding_dino.data.datasets.coco_json import load_coco, register_coco
 from grounding_dino.data.datasets.extra import parse_dataset_argument, register_extra_datasets
-from grounding_dino.data.datasets.groups import dataset_groups, expand_config, expand_groups
+from grounding_dino.data.datasets.groups import dataset_groups, expand_config, expand_groups, unknown_name
 from grounding_dino.data.datasets.refexp_json import load_refexp, register_refexp
 from grounding_dino.data.datasets.register_coco_sets import register_coco_sets
 from grounding_dino.data.datasets.register_lvis import register_lvis
@@ -25,6 +25,7 @@ __all__ = [
     "register_odinw",
     "register_refexp",
     "register_shapes",
+    "unknown_name",
 ]
 
 register_shapes()

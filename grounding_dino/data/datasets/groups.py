@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Sequence
 
 from grounding_dino.data.datasets.register_odinw import PUBLISHED_SPLIT, SPLITS, dataset_name, odinw
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 
 @functools.cache
@@ -45,3 +47,13 @@ def expand_config(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = tuple(expand_groups(cfg.DATASETS.TRAIN))
     cfg.DATASETS.TEST = tuple(expand_groups(cfg.DATASETS.TEST))
     cfg.TEST.RETAINED = tuple(expand_groups(cfg.TEST.RETAINED))
+
+
+def unknown_name(name: str) -> str:
+    """The sentence for a name that is no data set: what it may have meant, and how a file is named instead."""
+    near = difflib.get_close_matches(name, [*DatasetCatalog, *dataset_groups()], n=4)
+    known = f"did you mean {' or '.join(near)}?" if near else "datasets/README.md lists the known ones."
+    return (
+        f"there is no data set {name!r}; {known} Any COCO json can be named with "
+        f"--dataset {name}=annotations.json:image_folder"
+    )
