@@ -256,5 +256,27 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
         from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 
         options = {"ignore": cfg.MODEL.WEIGHTS_IGNORE, "warm_start": cfg.MODEL.WARM_START_ON}
-        GroundingCheckpointer(model, **options).load(source, checkpointables=[])
+        complete_weights(cfg, model, GroundingCheckpointer(model, **options).load(source, checkpointables=[]))
     return model.eval()
+
+
+def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) -> None:
+    """What a model computes with at inference beyond the weights of its checkpoint.
+
+    With SOLVER.EMA.ENABLED_ON, averaged weights that the checkpoint holds take the place of the trained ones; then the
+    adapters of MODEL.LORA.WEIGHTS are merged.
+
+    Args:
+        rest: what else the checkpoint held, as `GroundingCheckpointer.load` returns it.
+
+    Raises:
+        CheckpointError: averaged weights or adapters do not fit the model.
+    """
+    if cfg.SOLVER.EMA.ENABLED_ON:
+        from grounding_dino.checkpoint.loading import load_average_into
+
+        load_average_into(model, rest)
+    if cfg.MODEL.LORA.WEIGHTS:
+        from grounding_dino.checkpoint.adapters import merge_adapter
+
+        merge_adapter(model, cfg.MODEL.LORA.WEIGHTS)

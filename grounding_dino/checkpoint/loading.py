@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grounding_dino.checkpoint.download import local_path
 from grounding_dino.checkpoint.files import CheckpointError
@@ -86,6 +87,26 @@ def load_checkpoint_into(
     level = logging.WARNING if problems else logging.INFO
     logger.log(level, "%s", report)
     return report
+
+
+def load_average_into(model: nn.Module, rest: Mapping[str, Any]) -> None:
+    """Put averaged weights (SOLVER.EMA) over those of the checkpoint that held `rest`; without any, say so in the log.
+
+    Raises:
+        CheckpointError: they are those of another model.
+    """
+    average = rest.get("ema")
+    if not isinstance(average, Mapping) or not isinstance(average.get("weights"), Mapping):
+        logger.info("SOLVER.EMA.ENABLED_ON is True, but the checkpoint holds no averaged weights: its own are used")
+        return
+    expected, weights = model.state_dict(), average["weights"]
+    odd = [name for name, tensor in weights.items() if name not in expected or tensor.shape != expected[name].shape]
+    if odd:
+        raise CheckpointError(f"the averaged weights (SOLVER.EMA) do not fit the model: {listed(odd)}")
+    model.load_state_dict(dict(weights), strict=False)
+    logger.info(
+        "averaged weights of %s steps are used (SOLVER.EMA.ENABLED_ON): %d tensors", average["steps"], len(weights)
+    )
 
 
 def fit_heads(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:

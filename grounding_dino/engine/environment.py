@@ -55,3 +55,15 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def make_deterministic() -> None:
+    """Let torch use only operations that give the same bits again, and raise an error for those that have no such form.
+
+    For the whole process, as torch knows no other scope. Bits are equal on equal hardware, versions and numbers of
+    threads and processes only.
+    """
+    # Read when cuBLAS starts, which no part of a training has done yet; a value of the user's own stays.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

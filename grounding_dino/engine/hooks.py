@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+from grounding_dino.engine.lora import BEST_FOLDER, Adapters
 
 import numpy as np
 import torch
@@ -161,11 +162,14 @@ class BestModelFile(GroundingCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str, metric: str, **checkpointables: Any) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.metric = metric
+        self._adapters: Adapters | None = checkpointables.get("lora")  # go into a small file of their own as well
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `name`.pth with the metric's newest value."""
         value, _ = get_event_storage().latest()[self.metric]
         super().save(name, best_metric=self.metric, best_value=float(value), **kwargs)
+        if self._adapters is not None and self.save_to_disk:
+            self._adapters.save(os.path.join(self.save_dir, BEST_FOLDER))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Leave the note as it is."""
@@ -189,8 +193,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self._file = file
 
     def before_train(self) -> None:
-        """Where the run goes on, take up the best value so far."""
-        found = self._file.best_so_far() if self.trainer.start_iter > 0 else None
+        """Where the run goes on, take up the best value so far, which all processes take from the first one."""
+        found = self._file.best_so_far() if self.trainer.start_iter > 0 and comm.is_main_process() else None
+        found = comm.all_gather(found)[0]
         if found is not None:
             self.best_metric, self.best_iter = found
             logger.info("the best %s so far is %.5f, of iteration %d", self._file.metric, *found)

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from grounding_dino.engine.layer_decay import layer_factors
+
 import torch
 from detectron2.config import CfgNode
 from torch import nn
@@ -75,13 +77,16 @@ def freeze_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> Groups:
     """One group for each (learning rate, weight decay) that `SOLVER` gives to a trained parameter."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    by_layer = layer_factors(cfg, model)
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter in seen or not parameter.requires_grad:
                 continue
             seen.add(parameter)
-            lr_factor, decay_factor = _factors(cfg, f"{prefix}.{leaf}" if prefix else leaf)
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            lr_factor, decay_factor = _factors(cfg, name)
+            lr_factor *= by_layer.get(name, 1.0)
             decay = cfg.SOLVER.WEIGHT_DECAY
             if leaf == "bias":
                 lr_factor *= cfg.SOLVER.BIAS_LR_FACTOR

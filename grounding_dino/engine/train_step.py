@@ -1,10 +1,10 @@
-"""One training step: forward, backward, finite checks, clipping, optimizer; in fp32 or mixed precision."""
+"""One training step: forward and backward in one or more passes, finite checks, clipping, optimizer; any precision."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from grounding_dino.checkpoint.sharded import whole_scalar
@@ -14,26 +14,38 @@ from grounding_dino.engine.finite_checks import NonFiniteError, check_gradients,
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["DTYPES", "NonFiniteError", "TrainStep"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
+Batch = list[dict[str, Any]]
+
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's step plus what it leaves open: finite checks by name, full-model clipping, bf16 and fp16.
+    """Detectron2's step plus what it leaves open: accumulation, finite checks by name, full-model clipping, bf16, fp16.
 
-    Nothing is read back from the device before the backward pass is under way, and then in one transfer.
+    Nothing is read back from the device before the last backward pass is under way, and then in one transfer.
+
+    With SOLVER.ACCUMULATION_STEPS a batch goes through the model in that many parts, and the optimizer makes one step.
+    The model divides its losses by the targets that it sees; here they are weighted to be divided by those of the whole
+    batch, so the gradients are those of one pass, but for what depends on a batch's composition: padding, batch
+    norms, and the number of denoising groups, which follows from the largest target count of a part (each target
+    weighs the same).
     """
 
     def __init__(self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:
         """
         Raises:
-            ValueError: SOLVER.AMP or SOLVER.CLIP_GRADIENTS asks for something unknown.
+            ValueError: SOLVER.AMP or SOLVER.CLIP_GRADIENTS asks for something unknown, or SOLVER.ACCUMULATION_STEPS
+                does not divide the batch.
         """
         super().__init__(model, data_loader, optimizer)
+        self.passes = _passes(cfg)
         self.device_type = torch.device(cfg.MODEL.DEVICE).type
         self.clip = build_clipping(cfg)
         # The total norm is of the type that clipping asks for; the finite check takes any.
@@ -53,9 +65,8 @@ class TrainStep(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        losses = self._losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        losses = self._backward(batch)
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -67,7 +78,21 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradients of a batch up, part by part; its losses, detached."""
+        parts = _split(batch, self.passes)
+        total: dict[str, Tensor] = {}
+        for index, (part, share) in enumerate(zip(parts, _shares(parts))):
+            waits = index < len(parts) - 1
+            with unsynchronised(self.model) if waits else contextlib.nullcontext():
+                losses = self._losses(part)
+                self.grad_scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
+            for name, loss in losses.items():
+                value = loss.detach() * share
+                total[name] = total[name] + value if name in total else value
+        return total
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         with self._autocast():
             try:
                 losses = self.model(batch)
@@ -75,10 +100,8 @@ class TrainStep(SimpleTrainer):
                 raise while_computing(error, batch) from error
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
-    def _check_and_record(
-        self, losses: dict[str, Tensor], norm: Tensor, batch: list[dict[str, Any]], data_time: float
-    ) -> None:
-        values = torch.stack([*(loss.detach().float() for loss in losses.values()), norm.float()]).cpu()
+    def _check_and_record(self, losses: dict[str, Tensor], norm: Tensor, batch: Batch, data_time: float) -> None:
+        values = torch.stack([*(loss.float() for loss in losses.values()), norm.float()]).cpu()
         numbers = dict(zip(losses, values[:-1]))
         check_losses({name: float(value) for name, value in numbers.items()}, batch)
         # with loss scaling an overflow is expected now and then: the scaler leaves such a step out
@@ -101,6 +124,50 @@ class TrainStep(SimpleTrainer):
         # A run may go on in another precision, whose scaler has no state or begins anew.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+@contextlib.contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """Within it, backward passes add gradients up in each process alone; the next one after it exchanges the sums."""
+    sharded: Any = model
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    elif hasattr(model, "set_requires_gradient_sync"):  # torch's fully_shard
+        sharded.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            sharded.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def _passes(cfg: CfgNode) -> int:
+    passes, world = cfg.SOLVER.ACCUMULATION_STEPS, comm.get_world_size()
+    per_process = cfg.SOLVER.IMS_PER_BATCH // world
+    if passes < 1 or per_process % passes:
+        raise ValueError(
+            f"SOLVER.ACCUMULATION_STEPS is {passes}, but a process has {per_process} pictures a step "
+            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}, {world} processes); it has to divide them"
+        )
+    return passes
+
+
+def _split(batch: Batch, passes: int) -> list[Batch]:
+    size = max(1, len(batch) // passes)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+def _shares(parts: Sequence[Batch]) -> list[float]:
+    """The factor of each part's losses: its divisor in the criterion over the whole step's, of all processes."""
+    if len(parts) == 1:
+        return [1.0]
+    own = [sum(len(inputs["instances"]) for inputs in part) for part in parts]
+    gathered = comm.all_gather(own)
+    counts = [sum(column) / len(gathered) for column in zip(*gathered)]
+    whole = max(1.0, sum(counts))
+    return [max(1.0, count) / whole for count in counts]
 
 
 def _autocast_dtype(cfg: CfgNode, device_type: str) -> torch.dtype | None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grounding_dino import modeling  # noqa: F401  (registers the models)
+from grounding_dino.checkpoint.adapters import merge_adapter
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 from grounding_dino.checkpoint.sharded import has_split_parameters
 from grounding_dino.data.build import build_test_loader, load_records
 from grounding_dino.data.datasets import register_extra_datasets
-from grounding_dino.data.loader import build_train_loader, start_stream_at
-from grounding_dino.engine.environment import set_up_logging
+from grounding_dino.data.loader import build_train_loader, pictures_an_epoch, start_stream_at
+from grounding_dino.engine.early_stop import EarlyStop, StopTraining
+from grounding_dino.engine.ema import AverageWeights, build_average
+from grounding_dino.engine.environment import make_deterministic, set_up_logging
 from grounding_dino.engine.epochs import in_iterations
+from grounding_dino.engine.evaluations import (
+    EvaluateBefore,
+    EvaluationRecord,
+    Evaluations,
+    check_metric_name,
+    of_target,
+)
 from grounding_dino.engine.hooks import (
     REPORT_PERIOD,
     BestCheckpointer,
@@ -26,17 +36,21 @@ from grounding_dino.engine.hooks import (
     SpeedReport,
 )
 from grounding_dino.engine.initial_weights import load_initial_weights
+from grounding_dino.engine.lora import SaveAdapter, build_adapters
 from grounding_dino.engine.optimizer import build_optimizer
 from grounding_dino.engine.parallel import distribute, gathered, split_parameters
 from grounding_dino.engine.train_step import TrainStep
+from grounding_dino.engine.writers import WandbWriter, check_wandb
 from grounding_dino.evaluation.build import build_evaluator, evaluator_kinds
+from grounding_dino.evaluation.report import write_summary
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.hooks import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -66,21 +80,29 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
         logger.info("the seed of this run: %d", self.seed)
         check_test_sets(cfg)
+        check_wandb(cfg)
+        if cfg.SOLVER.DETERMINISTIC_ON:
+            make_deterministic()
         torch.manual_seed(self.seed)  # equal initial weights in every process
         model = self.build_model(cfg)
+        self.adapters = build_adapters(cfg, model)
         split_parameters(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(cfg, self.seed)
-        self.cfg = cfg = in_iterations(cfg, len(data_loader.dataset))
+        self.cfg = cfg = in_iterations(cfg, pictures_an_epoch(data_loader))
+        if cfg.SOLVER.MAX_ITER < 1:
+            raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; give 1 or more (--eval-only trains nothing)")
         self._trainer = TrainStep(distribute(model, optimizer, cfg), data_loader, optimizer, cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.average = build_average(cfg, model)
+        self.record = EvaluationRecord(cfg.OUTPUT_DIR)
         self.checkpointer = GroundingCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             ignore=cfg.MODEL.WEIGHTS_IGNORE,
             warm_start=cfg.MODEL.WARM_START_ON,
             keep=cfg.SOLVER.CHECKPOINTS_KEPT,
-            trainer=weakref.proxy(self),
+            **self._saved_beside_the_model(),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -110,10 +132,24 @@ class Trainer(DefaultTrainer):
         precision = _evaluation_precision(cfg)
         device = torch.device(cfg.MODEL.DEVICE).type
         with gathered(model), torch.autocast(device, precision, enabled=precision is not None):
-            return super().test(cfg, model, evaluators)
+            results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            write_summary(cfg, results)
+        return results
+
+    def train(self) -> Any:
+        """Train to SOLVER.MAX_ITER, or until SOLVER.EARLY_STOP ends it; the last results on DATASETS.TEST, if any."""
+        try:
+            return super().train()
+        except StopTraining as reason:
+            logger.info("%s", reason)
+        results = getattr(self, "_last_eval_results", None)
+        if results and len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's chain; with random numbers by iteration, norms in step, a speed report, the best checkpoint.
+        """Detectron2's chain; with random numbers by iteration, norms in step, averages, the best checkpoint, ...
 
         Raises:
             ValueError: SOLVER.BEST_CHECKPOINT_METRIC cannot come about.
@@ -121,39 +157,58 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ValueError("TEST.PRECISE_BN.ENABLED is True, which this trainer does not support; set it to False")
-
-        def evaluate() -> OrderedDict[str, Any]:
-            self._last_eval_results = self.test(cfg, self.model)
-            return self._last_eval_results
-
         chain: list[HookBase | None] = [SeedEveryStep(), FrozenNorms(), hooks.IterationTimer(), hooks.LRScheduler()]
         chain.append(EqualStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD))
+        if self.average is not None:
+            chain.append(AverageWeights(self.average))
         # Before evaluation, so that a failing evaluation does not cost the checkpoint.
         if comm.is_main_process() or has_split_parameters(self.model):  # whose parts all processes give
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate))
-        if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
-            chain.append(self._best_checkpointer())
+        if self.adapters is not None and comm.is_main_process():
+            chain.append(SaveAdapter(self.adapters, cfg.OUTPUT_DIR, cfg.TEST.EVAL_PERIOD, self.average))
+        chain += self._evaluation_hooks()
         if comm.is_main_process():
             chain.append(SpeedReport(cfg.SOLVER.IMS_PER_BATCH))
             chain.append(hooks.PeriodicWriter(self.build_writers(), period=REPORT_PERIOD))
+        if cfg.SOLVER.EARLY_STOP.PATIENCE:
+            chain.append(EarlyStop(cfg, self.record, self.checkpointer))
         return chain
 
-    def _best_checkpointer(self) -> HookBase | None:
-        cfg, metric = self.cfg, self.cfg.SOLVER.BEST_CHECKPOINT_METRIC
-        if cfg.TEST.EVAL_PERIOD <= 0:
-            raise ValueError("SOLVER.BEST_CHECKPOINT_METRIC needs evaluations during training: set TEST.EVAL_PERIOD")
-        first = metric.split("/")[0]
-        if len(cfg.DATASETS.TEST) > 1 and first not in cfg.DATASETS.TEST:
-            raise ValueError(
-                f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but with several data sets in DATASETS.TEST it has to "
-                f"begin with one of them, as in '{cfg.DATASETS.TEST[0]}/{metric}'"
+    def _evaluation_hooks(self) -> list[HookBase | None]:
+        cfg = self.cfg
+        evaluations = Evaluations(cfg, self.test, self.record, self.average)
+
+        def evaluate(steps: int | None = None) -> Mapping[str, Any]:
+            done = min(self.iter + 1, self.max_iter) if steps is None else steps
+            results = evaluations(self.model, done)
+            self._last_eval_results = of_target(results)
+            return results
+
+        before = EvaluateBefore(evaluate, self.record, enabled=bool(cfg.TEST.RETAINED))
+        chain: list[HookBase | None] = [before, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)]
+        if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
+            check_metric_name(cfg)
+            best = BestModelFile(
+                self.checkpointer.model,
+                cfg.OUTPUT_DIR,
+                cfg.SOLVER.BEST_CHECKPOINT_METRIC,
+                **self._saved_beside_the_model(),
             )
-        if not comm.is_main_process():
-            return None
-        # A weak reference: the trainer owns its hooks.
-        best = BestModelFile(self.checkpointer.model, cfg.OUTPUT_DIR, metric, trainer=weakref.proxy(self))
-        return BestCheckpointer(cfg.TEST.EVAL_PERIOD, best)
+            chain.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best))
+        return chain
+
+    def _saved_beside_the_model(self) -> dict[str, Any]:
+        # A weak reference: the trainer owns its checkpointers.
+        objects = {"trainer": weakref.proxy(self), "lora": self.adapters, "ema": self.average}
+        return {name: value for name, value in objects.items() if value is not None}
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's (log, metrics.json, TensorBoard), and Weights & Biases where SOLVER.WANDB_PROJECT names one."""
+        writers = super().build_writers()
+        if self.cfg.SOLVER.WANDB_PROJECT:
+            trainer = weakref.proxy(self)
+            writers.append(WandbWriter(self.cfg, resumes=lambda: trainer.start_iter > 0))
+        return writers
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the weights to start from, or with `resume` the last checkpoint of OUTPUT_DIR with its run's state.
@@ -168,6 +223,10 @@ class Trainer(DefaultTrainer):
         if not resumes:
             load_initial_weights(cfg, self.checkpointer.model)
         self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        if cfg.MODEL.LORA.WEIGHTS and not resumes:
+            merge_adapter(self.checkpointer.model, cfg.MODEL.LORA.WEIGHTS)
+        if self.average is not None and self.average.steps == 0:  # a start, or the first part of the run had none
+            self.average.restart()
         if resumes:
             self.start_iter = self.iter + 1
             start_stream_at(self.data_loader, self.start_iter, self.seed)
@@ -191,21 +250,21 @@ class Trainer(DefaultTrainer):
 
 
 def check_test_sets(cfg: CfgNode) -> None:
-    """Load the data sets of DATASETS.TEST once, so that a missing one ends a run at its start and not at its end.
+    """Load the data sets of DATASETS.TEST and TEST.RETAINED once: a missing one ends a run at its start, not its end.
 
     Raises:
         ValueError: one cannot be evaluated on, or TEST.PRECISION is unknown.
     """
     _evaluation_precision(cfg)
     register_extra_datasets(cfg.DATASETS.EXTRA)
-    for name in cfg.DATASETS.TEST:
+    sets = {"DATASETS.TEST": cfg.DATASETS.TEST, "TEST.RETAINED": cfg.TEST.RETAINED}
+    for key, name in [(key, name) for key, names in sets.items() for name in names]:
         try:
             evaluator_kinds(name)
             load_records([name])
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"{name!r} of DATASETS.TEST cannot be evaluated on: {error} (to train without evaluation, set "
-                'DATASETS.TEST "()")'
+                f'{name!r} of {key} cannot be evaluated on: {error} (to train without evaluation, set {key} "()")'
             ) from error
 
 
