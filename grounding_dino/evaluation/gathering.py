@@ -1,0 +1,53 @@
+"""What the evaluators of grounding have in common: one answer from all processes, its file, the words for prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+
+def gathered(found: dict[Any, Any], distributed: bool) -> dict[Any, Any] | None:
+    """The union of all processes' results by key on the main process, None on the others."""
+    if not distributed or comm.get_world_size() == 1:
+        return found
+    parts = comm.gather(found, dst=0)
+    if not comm.is_main_process():
+        return None
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def write_json(folder: str | None, name: str, content: object) -> None:
+    """Write `content` to `name` in `folder`, which is made if it is missing; nothing without a folder."""
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            json.dump(content, file)
+
+
+def true_boxes(record: Mapping[str, Any]) -> dict[int, list[list[float]]]:
+    """The XYXY boxes of a record's annotations by `category_id`: the index of an expression, phrase or category."""
+    boxes: dict[int, list[list[float]]] = {}
+    for annotation in record["annotations"]:
+        box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        boxes.setdefault(annotation["category_id"], []).append(list(box))
+    return boxes
+
+
+def description_prompt(cfg: CfgNode) -> str:
+    """How expressions and descriptions are asked for, in words."""
+    at_once = cfg.TEST.DESCRIPTIONS_PER_PROMPT
+    number = {0: "all of a picture together", 1: "one alone"}.get(at_once, f"{at_once} at once")
+    return f"{number} (TEST.DESCRIPTIONS_PER_PROMPT {at_once})"
+
+
+def score_of_tokens(record: Mapping[str, Any]) -> str:
+    """What the score of an expression of `record` is, in words; see `grounding_dino.text.phrases.category_scores`."""
+    if record.get("token_score", "mean") == "max":
+        return "of an expression's best token; all tokens of its prompt count where it is asked for alone"
+    return "the mean of an expression's tokens"

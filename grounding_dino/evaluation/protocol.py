@@ -1,0 +1,87 @@
+"""Under which conditions numbers came about: what an evaluation prints above them and writes beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
+from grounding_dino.text.tokenizer import build_tokenizer
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 300  # characters of a value in the log; the json has all
+
+
+def common_protocol(cfg: CfgNode, num_pictures: int) -> dict[str, str]:
+    """What holds for every evaluator: weights, pictures and their size, detections, precision."""
+    processes = comm.get_world_size()
+    size, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    return {
+        "weights": _weights(cfg),
+        "pictures": f"{num_pictures}, on {processes} process{'es' if processes > 1 else ''}",
+        "input size": f"shorter side {size}, longer at most {longest} pixels" if size else "as the pictures are",
+        "detections": f"the {cfg.TEST.DETECTIONS_PER_IMAGE} best of a picture (TEST.DETECTIONS_PER_IMAGE), of any score",
+        "precision": cfg.TEST.PRECISION,
+    }
+
+
+def prompt_protocol(cfg: CfgNode, text: str | Sequence[str]) -> dict[str, str]:
+    """The prompt as the model gets it, a caption or names, and how a list too long for one prompt was split.
+
+    Warns where MODEL.TEXT_ENCODER.CACHE_SIZE is too small for all prompts, which then run BERT for every picture.
+    """
+    options = cfg.MODEL.TEXT_ENCODER
+    tokenizer = build_tokenizer(options.VOCABULARY)
+    if isinstance(text, str):
+        caption = build_caption_prompt(text, tokenizer, options.MAX_TOKENS)
+        return {"prompt": caption.caption, "names": f"a caption of {len(caption)} tokens"}
+    limit = cfg.TEST.CATEGORIES_PER_PROMPT
+    prompts = build_category_prompts(text, tokenizer, options.MAX_TOKENS, limit)
+    names, tokens = len(text), sum(len(prompt) for prompt in prompts)
+    written = " ".join(prompt.caption for prompt in prompts)
+    parts = f"{len(prompts)} prompts" if len(prompts) > 1 else "1 prompt"
+    protocol = {
+        "prompt": written,
+        "names": f"{names} name{'s' if names > 1 else ''}, {tokens} tokens, {parts} of at most "
+        + (f"{limit} names and " if limit else "")
+        + f"{options.MAX_TOKENS} tokens",
+    }
+    if len(prompts) == 1:
+        return protocol
+    protocol["merging"] = (
+        f"the image backbone runs once a picture; each prompt gives its {cfg.TEST.DETECTIONS_PER_IMAGE} best "
+        "(query, name) pairs, and the best of all prompts are the picture's detections"
+    )
+    fits = len(prompts) < options.CACHE_SIZE  # one entry is for the padding
+    protocol["text features"] = "computed once" if fits else "computed for every picture anew"
+    if not fits:
+        logger.warning(
+            "MODEL.TEXT_ENCODER.CACHE_SIZE %d does not hold the %d prompts of this list: their text runs through BERT "
+            "for every picture; set it to %d or more",
+            *(options.CACHE_SIZE, len(prompts), len(prompts) + 1),
+        )
+    return protocol
+
+
+def format_protocol(protocol: Mapping[str, str]) -> str:
+    """One aligned line an entry; long values are shortened in the middle."""
+    width = max(len(key) for key in protocol)
+    return "\n".join(f"  {key:<{width}}  {_shortened(value)}" for key, value in protocol.items())
+
+
+def _weights(cfg: CfgNode) -> str:
+    if has_event_storage():
+        return f"of this training after {get_event_storage().iter + 1} steps"
+    adapter = f" with the adapter {cfg.MODEL.LORA.WEIGHTS}" if cfg.MODEL.LORA.WEIGHTS else ""
+    return (cfg.MODEL.WEIGHTS or "as the model was given, from no file that the configuration names") + adapter
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]} ({len(text)} characters)"
