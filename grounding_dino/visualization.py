@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
@@ -35,11 +35,28 @@ def draw_detections(
     if texts is None:
         texts = [f"{name} {score:.0%}".strip() for name, score in zip(names, instances.scores.tolist())]
     masks: Any = instances.pred_masks.cpu().numpy() if instances.has("pred_masks") else None
+    return draw_objects(image, instances.pred_boxes.to("cpu"), masks, texts, [color_of(key) for key in keys], scale)
+
+
+def draw_objects(
+    image: NDArray[np.uint8],
+    boxes: Boxes,
+    masks: Any,
+    texts: Sequence[str],
+    colors: Sequence[NDArray[np.float32]],
+    scale: float = 1.0,
+) -> NDArray[np.uint8]:
+    """N objects on an RGB picture (H, W, 3); returns a new picture.
+
+    Args:
+        boxes: in pixels of the picture.
+        masks: `BitMasks`, `PolygonMasks`, an array (N, H, W), or None.
+        texts: N labels.
+        colors: N colours (3,) RGB in [0, 1].
+        scale: enlargement of the result.
+    """
     output = Visualizer(image, None, scale=scale).overlay_instances(
-        boxes=instances.pred_boxes.to("cpu"),
-        masks=masks,
-        labels=list(texts),
-        assigned_colors=[color_of(key) for key in keys],
+        boxes=boxes, masks=masks, labels=list(texts), assigned_colors=list(colors)
     )
     return np.ascontiguousarray(output.get_image())
 

@@ -51,12 +51,15 @@ def build_training_augmentations(cfg: CfgNode, flip: str | None = None) -> Polic
     Raises:
         ValueError: a key of INPUT is out of range; the message names it and what it may be.
     """
-    sizes = _large_scale_jitter(cfg) if cfg.INPUT.LARGE_SCALE_JITTER.ENABLED_ON else _shorter_edges(cfg)
     flips = _flips(cfg.INPUT.RANDOM_FLIP if flip is None else flip)
     if cfg.INPUT.FLIP_WITH_TEXT not in FLIPS_WITH_TEXT:
         raise ValueError(f"unknown INPUT.FLIP_WITH_TEXT {cfg.INPUT.FLIP_WITH_TEXT!r}; choose from {FLIPS_WITH_TEXT}")
     flips_of_text = flips if cfg.INPUT.FLIP_WITH_TEXT == "swap_words" else []
     colours = _colours(cfg)
+    if cfg.INPUT.LARGE_SCALE_JITTER.ENABLED_ON:
+        sizes = _large_scale_jitter(cfg)  # last: padding is neither mirrored nor coloured
+        return Policies([*flips, *colours, *sizes.class_names], [*flips_of_text, *colours, *sizes.own_text])
+    sizes = _shorter_edges(cfg)
     return Policies([*sizes.class_names, *flips, *colours], [*sizes.own_text, *flips_of_text, *colours])
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 Record = dict[str, Any]
 HEIGHT, WIDTH = 40, 60
-BOX = (20, 10, 44, 30)  # XYXY of the red rectangle
+BOX = (20, 6, 44, 26)  # XYXY of the red rectangle
 JITTER = "INPUT.LARGE_SCALE_JITTER."
 COLOR = "INPUT.COLOR_JITTER."
 
@@ -96,9 +96,22 @@ def test_boxes_and_masks_stay_on_their_object_under_large_scale_jitter(
             continue
         assert instances.gt_boxes.tensor[0].numpy() == pytest.approx(found_box(red), abs=1.5)
         mask = instances.gt_masks.tensor[0].numpy()
-        assert (mask != red).sum() <= 0.5 * (red.shape[0] + red.shape[1])  # edges, at most a pixel wide
-        places.add(tuple(found_box(red)))
+        x0, y0, x1, y1 = found_box(red)
+        assert (mask != red).sum() <= 2 * (x1 - x0 + y1 - y0)  # a pixel all around
+        places.add((x0, y0, x1, y1))
     assert len(places) > 1 or (scales == (1.0, 1.0) and flip == "none")
+
+
+def test_the_padding_of_large_scale_jitter_is_right_and_below_and_keeps_its_colour(
+    picture: str, mapper: Callable[..., Any]
+) -> None:
+    made = mapper(
+        *(JITTER + "ENABLED_ON", True, JITTER + "SIZE", 64, JITTER + "MIN_SCALE", 0.5, JITTER + "MAX_SCALE", 0.5),
+        *("INPUT.RANDOM_FLIP", "horizontal", COLOR + "PROBABILITY", 1.0, COLOR + "STRENGTH", 0.4),
+    )
+    images = [made(record_of(picture))["image"].numpy() for _ in range(6)]
+    assert all((image[:, :, 33:] == 128).all() and (image[:, 22:] == 128).all() for image in images)
+    assert all((image[:, :21, :32] != 128).any() for image in images)
 
 
 def test_large_scale_jitter_without_masks_cuts_boxes_at_the_window(picture: str, mapper: Callable[..., Any]) -> None:

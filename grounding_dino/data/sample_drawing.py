@@ -1,0 +1,163 @@
+"""Training samples as pictures: what the model gets, with the words that each object is the answer to."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from grounding_dino.structures import Prompt
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
+from grounding_dino.text.tokenizer import WordPieceTokenizer
+from grounding_dino.visualization import color_of, draw_objects
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+Color = tuple[int, int, int]
+
+_WIDTH = 480  # pixels of a drawing at least
+_FONT_SIZE = 15
+_LINE = 22  # pixels from one line of the prompt to the next
+_MARGIN = 8
+_TEXT, _QUIET = (0, 0, 0), (110, 110, 110)
+
+
+def draw_sample(
+    sample: dict[str, Any], tokenizer: WordPieceTokenizer, max_tokens: int, image_format: str = "RGB"
+) -> Picture:
+    """A training sample: its picture with boxes, masks and labels, and below it the prompt, token by token.
+
+    The tokens that an object is the answer to stand on its colour, which is that of its class within this prompt. Where
+    phrases of several objects share a token, it stands on all of their colours.
+
+    Args:
+        sample: `image` (3, H, W) uint8, `instances`, and `categories` or `caption` with `phrases`, as mappers give it.
+        max_tokens: where captions are cut.
+        image_format: order of the channels, "RGB" or "BGR".
+    """
+    prompt = _prompt_of(sample, tokenizer, max_tokens)
+    instances = sample["instances"]
+    classes = instances.gt_classes.tolist()
+    image = _rgb(sample["image"], image_format)
+    scale = max(1.0, _WIDTH / image.shape[1])
+    drawn = draw_objects(
+        image,
+        instances.gt_boxes,
+        instances.gt_masks if instances.has("gt_masks") else None,
+        [prompt.names[index] for index in classes],
+        [color_of(index) for index in classes],
+        scale,
+    )
+    height, width = image.shape[:2]
+    names = (sample.get("dataset_name", ""), os.path.basename(sample.get("file_name", "")))
+    facts = (*names, f"{width} x {height}", f"objects: {len(classes)}")
+    header = "   ".join(fact for fact in facts if fact)
+    return np.concatenate([drawn, prompt_panel(prompt, sorted(set(classes)), tokenizer, drawn.shape[1], header)])
+
+
+def prompt_panel(
+    prompt: Prompt, classes: Sequence[int], tokenizer: WordPieceTokenizer, width: int, header: str = ""
+) -> Picture:
+    """The tokens of a prompt, without [CLS] and [SEP], written in lines; (height, width, 3).
+
+    Args:
+        classes: the categories or phrases of the prompt whose tokens are marked, each in its colour.
+        header: a line above.
+    """
+    colors: dict[int, list[Color]] = defaultdict(list)
+    for index in classes:
+        for column in (column for start, end in prompt.token_spans[index] for column in range(start, end)):
+            colors[column].append(_as_bytes(color_of(index)))
+    words = [
+        (column, tokenizer.decode([token]))
+        for column, token in enumerate(prompt.input_ids)
+        if token not in (tokenizer.start_id, tokenizer.end_id)
+    ]
+    places, num_lines = _lay_out([text for _, text in words], width)
+    panel = Image.new("RGB", (width, (num_lines + bool(header)) * _LINE + 2 * _MARGIN), (255, 255, 255))
+    draw, font = ImageDraw.Draw(panel), _font()
+    top = _MARGIN
+    if header:
+        draw.text((_MARGIN, top), header, font=font, fill=_QUIET)
+        top += _LINE
+    for (column, text), (x, line) in zip(words, places, strict=True):
+        _write(draw, text.removeprefix("##"), (x, top + line * _LINE), colors[column])
+    return np.asarray(panel)
+
+
+def contact_sheet(pictures: Sequence[Picture], width: int = 400) -> Picture:
+    """All pictures on one, each at most `width` pixels wide, as many beside as below each other."""
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture")
+    small = []
+    for picture in pictures:
+        share = min(1.0, width / picture.shape[1])
+        size = (max(1, round(picture.shape[1] * share)), max(1, round(picture.shape[0] * share)))
+        small.append(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    columns = math.ceil(math.sqrt(len(small)))
+    rows = [small[start : start + columns] for start in range(0, len(small), columns)]
+    heights = [max(picture.height for picture in row) + _MARGIN for row in rows]
+    sheet = Image.new("RGB", (columns * (width + _MARGIN) + _MARGIN, sum(heights) + _MARGIN), (200, 200, 200))
+    top = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (_MARGIN + column * (width + _MARGIN), top))
+        top += height
+    return np.asarray(sheet)
+
+
+def _prompt_of(sample: dict[str, Any], tokenizer: WordPieceTokenizer, max_tokens: int) -> Prompt:
+    if "caption" in sample:
+        return build_caption_prompt(sample["caption"], tokenizer, max_tokens, sample.get("phrases"))
+    return build_category_prompts(sample["categories"], tokenizer, max_tokens)[0]
+
+
+def _rgb(image: torch.Tensor, image_format: str) -> Picture:
+    pixels = image.permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(pixels[..., ::-1] if image_format == "BGR" else pixels)
+
+
+def _as_bytes(color: NDArray[np.float32]) -> Color:
+    red, green, blue = (round(255 * float(value)) for value in color)
+    return red, green, blue
+
+
+@functools.cache
+def _font() -> Any:
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", _FONT_SIZE)  # more letters than Pillow's own has
+    except OSError:
+        return ImageFont.load_default(_FONT_SIZE)
+
+
+def _lay_out(texts: Sequence[str], width: int) -> tuple[list[tuple[float, int]], int]:
+    """Where each token begins, and in which line; pieces of words ("##ing") stand close to the piece before."""
+    places: list[tuple[float, int]] = []
+    x, line = float(_MARGIN), 0
+    for text in texts:
+        length = _font().getlength(text.removeprefix("##"))
+        start = x + (0 if text.startswith("##") or x == _MARGIN else _font().getlength(" "))
+        if start + length > width - _MARGIN and x > _MARGIN:
+            start, line = float(_MARGIN), line + 1
+        places.append((start, line))
+        x = start + length
+    return places, line + 1
+
+
+def _write(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colors: Sequence[Color]) -> None:
+    """A token on bands of its colours; in grey where it has none."""
+    x, y = corner
+    right = x + _font().getlength(text)
+    for band, color in enumerate(colors):
+        top, bottom = (y + (_LINE - 3) * edge / len(colors) for edge in (band, band + 1))
+        draw.rectangle((x - 1, top, right + 1, bottom), fill=color)
+    bright = [0.299 * red + 0.587 * green + 0.114 * blue > 128 for red, green, blue in colors]
+    fill = _QUIET if not colors else _TEXT if all(bright) else (255, 255, 255)
+    draw.text((x, y), text, font=_font(), fill=fill)
