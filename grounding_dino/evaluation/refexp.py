@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from grounding_dino.evaluation.gathering import gathered, score_of_tokens, true_boxes, write_json
 from grounding_dino.layers.box_ops import box_iou
 
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BoxMode
-from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +31,7 @@ class RefExpEvaluator(DatasetEvaluator):
         iou_threshold: from which IoU on a box is right (RefCOCO's metric: 0.5).
         distributed: gather from all processes.
         output_dir: where `refexp_overlaps.json` goes: per expression id the IoU of its best boxes; None: nowhere.
+        prompt: what `protocol` says of the prompts.
 
     Raises:
         ValueError: no usable rank; an expression id that occurs twice, or an expression without a box.
@@ -46,6 +44,7 @@ class RefExpEvaluator(DatasetEvaluator):
         iou_threshold: float = 0.5,
         distributed: bool = True,
         output_dir: str | None = None,
+        prompt: str = "",
     ) -> None:
         if not ranks or min(ranks) < 1:
             raise ValueError(f"ranks {tuple(ranks)} of precision@k: give positive numbers, e.g. (1, 5, 10)")
@@ -54,16 +53,16 @@ class RefExpEvaluator(DatasetEvaluator):
         self.iou_threshold = iou_threshold
         self.distributed = distributed
         self.output_dir = output_dir
+        self.prompt = prompt
         self._truth: dict[Any, torch.Tensor] = {}  # per expression id the boxes (N, 4) that are right
+        self._score = ""
         for record in DatasetCatalog.get(dataset_name):
+            self._score = score_of_tokens(record)
             self._add_truth(record)
         self._overlaps: dict[Any, list[float]] = {}
 
     def _add_truth(self, record: dict[str, Any]) -> None:
-        boxes: dict[int, list[list[float]]] = defaultdict(list)
-        for annotation in record["annotations"]:
-            box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            boxes[annotation["category_id"]].append(box)
+        boxes = true_boxes(record)
         for index, expression in enumerate(record["expression_ids"]):
             where = f"{record.get('file_name')} of {self.dataset_name!r}"
             if expression in self._truth:
@@ -71,6 +70,16 @@ class RefExpEvaluator(DatasetEvaluator):
             if index not in boxes:
                 raise ValueError(f"the expression {expression!r} of {where} has no box; leave it out")
             self._truth[expression] = torch.tensor(boxes[index], dtype=torch.float32)
+
+    def protocol(self) -> dict[str, str]:
+        """What the numbers depend on."""
+        ranks = ", ".join(map(str, self.ranks))
+        return {
+            "expressions": str(len(self._truth)),
+            "prompt": self.prompt,
+            "score": self._score,
+            "match": f"IoU >= {self.iou_threshold} of one of the best {ranks} boxes with any true one",
+        }
 
     def reset(self) -> None:
         self._overlaps = {}
@@ -89,12 +98,9 @@ class RefExpEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The precisions; None on all but the main process."""
-        overlaps = self._overlaps
-        if self.distributed and comm.get_world_size() > 1:
-            gathered = comm.gather(overlaps, dst=0)
-            if not comm.is_main_process():
-                return None
-            overlaps = {expression: values for part in gathered for expression, values in part.items()}
+        overlaps = gathered(self._overlaps, self.distributed)
+        if overlaps is None:
+            return None
         if not self._truth:
             raise ValueError(f"the data set {self.dataset_name!r} has no referring expression to score")
         unanswered = len(self._truth) - len(overlaps)
@@ -107,10 +113,7 @@ class RefExpEvaluator(DatasetEvaluator):
         }
         results["mIoU"] = 100.0 * sum(values[0] for values in overlaps.values() if values) / total
         logger.info("%s: %s", self.dataset_name, ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
-        if self.output_dir:
-            os.makedirs(self.output_dir, exist_ok=True)
-            with open(os.path.join(self.output_dir, "refexp_overlaps.json"), "w", encoding="utf-8") as file:
-                json.dump(overlaps, file)
+        write_json(self.output_dir, "refexp_overlaps.json", overlaps)
         return OrderedDict(refexp=results)
 
     def _is_right(self, overlaps: Sequence[float]) -> bool:
