@@ -157,8 +157,9 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     With `--resume` it is the last checkpoint of OUTPUT_DIR, if there is one.
     """
     from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+    from grounding_dino.engine.evaluations import evaluate_all
     from grounding_dino.engine.trainer import Trainer, check_test_sets
-    from grounding_dino.model_zoo import find_weights
+    from grounding_dino.model_zoo import complete_weights, find_weights
 
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
@@ -172,15 +173,16 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     )
     if args.resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
-        checkpointer.resume_or_load("", resume=True)
+        rest = checkpointer.resume_or_load("", resume=True)
     else:
         weights = find_weights(cfg, args.config_file, args.opts or ())
-        checkpointer.load(weights, checkpointables=[])
+        rest = checkpointer.load(weights, checkpointables=[])
+    complete_weights(cfg, model, rest)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights  # which the protocol of an evaluation names
     cfg.freeze()
-    results = Trainer.test(cfg, model)
+    results = evaluate_all(cfg, model, Trainer.test)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
