@@ -119,7 +119,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
     """What every process does; returns the metrics of the (last) evaluation."""
     from grounding_dino.engine.trainer import Trainer
-    from grounding_dino.evaluation.report import results_table
+    from grounding_dino.evaluation.report import report_results
 
     from detectron2.utils import comm
 
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         check_equal_starts(comm.all_gather(trainer.start_iter), cfg.OUTPUT_DIR)
         results = trainer.train() or {}
     if comm.is_main_process() and results:
-        logger.info("results:\n%s", results_table(results, list(cfg.DATASETS.TEST)))
+        report_results(cfg, results)
     return results
 
 

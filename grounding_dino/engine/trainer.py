@@ -42,7 +42,6 @@ from grounding_dino.engine.parallel import distribute, gathered, split_parameter
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.engine.writers import WandbWriter, check_wandb
 from grounding_dino.evaluation.build import build_evaluator, evaluator_kinds
-from grounding_dino.evaluation.report import write_summary
 
 import torch
 from detectron2.config import CfgNode
@@ -132,10 +131,7 @@ class Trainer(DefaultTrainer):
         precision = _evaluation_precision(cfg)
         device = torch.device(cfg.MODEL.DEVICE).type
         with gathered(model), torch.autocast(device, precision, enabled=precision is not None):
-            results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            write_summary(cfg, results)
-        return results
+            return super().test(cfg, model, evaluators)
 
     def train(self) -> Any:
         """Train to SOLVER.MAX_ITER, or until SOLVER.EARLY_STOP ends it; the last results on DATASETS.TEST, if any."""

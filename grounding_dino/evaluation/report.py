@@ -141,11 +141,12 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
     return means
 
 
-def write_summary(cfg: CfgNode, results: Mapping[str, Any]) -> None:
-    """Write metrics of all data sets of DATASETS.TEST, and the means of :func:`mean_rows`, to `summary.json`.
+def report_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Log the table of all data sets of DATASETS.TEST, and write it to `summary.json` in OUTPUT_DIR/inference.
 
-    It lies in OUTPUT_DIR/inference. Metrics of single categories are in the data sets' own `metrics.json`.
+    Metrics of single categories are in the data sets' own `metrics.json`.
     """
+    logger.info("results:\n%s", results_table(results, list(cfg.DATASETS.TEST)))
     rows = _rows(results, list(cfg.DATASETS.TEST))
     content = {"data sets": _nested(rows), "means": _nested(mean_rows(rows))}
     write_json(os.path.join(cfg.OUTPUT_DIR, "inference"), SUMMARY_FILE, _finite(content))
