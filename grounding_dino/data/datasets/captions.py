@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 Record = dict[str, Any]
 Span = tuple[int, int]
 
-_CONTENT_TOKENS = MAX_TOKENS - 3  # beside [CLS], [SEP] and the closing period
+_CONTENT_TOKENS = MAX_TOKENS - 3  # beside [CLS], [SEP] and the period that closes every caption
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _fit(
     if caption.isascii() and len(caption) <= _CONTENT_TOKENS:  # a token has at least one character, outside of Hangul
         return caption, regions
     offsets = build_tokenizer().encode(caption).offsets[1:-1]
-    if len(offsets) <= _CONTENT_TOKENS:
+    if len(offsets) <= _CONTENT_TOKENS + caption.rstrip().endswith("."):
         return caption, regions
     end = offsets[_CONTENT_TOKENS][0]
     if not caption[end - 1].isspace():

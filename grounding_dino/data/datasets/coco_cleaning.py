@@ -87,8 +87,10 @@ def read_coco(json_file: str) -> Record:
     return content
 
 
-def clean_coco(content: Record, json_file: str, image_root: str) -> tuple[Record, CleaningReport]:
+def clean_coco(content: Record, json_file: str, image_root: str | None) -> tuple[Record, CleaningReport]:
     """Repaired content (a new dict; its records are copies where changed) and the report.
+
+    Without `image_root` no picture is looked for.
 
     Raises:
         CocoFormatError: a category or picture without id or name, a category id given twice, a category name that no
@@ -155,11 +157,11 @@ def check_name(name: str, where: str) -> None:
 
 
 def _clean_images(
-    images: list[Record], json_file: str, image_root: str, report: CleaningReport
+    images: list[Record], json_file: str, image_root: str | None, report: CleaningReport
 ) -> dict[int | str, Record]:
     if not images:
         raise CocoFormatError(f"{json_file} lists no pictures ('images' is empty)")
-    if not os.path.isdir(image_root):
+    if image_root is not None and not os.path.isdir(image_root):
         raise FileNotFoundError(f"there is no picture folder {image_root!r}, which {json_file} needs; check the path")
     """The usable pictures by their ids in the file; the ids in the records are all numbers or all text."""
     kept: dict[int | str, Record] = {}
@@ -174,15 +176,15 @@ def _clean_images(
         example = f"picture {number!r}, {name}"
         if number in kept:
             report.note("dropped pictures whose id was there already", example)
-        elif not os.path.isfile(os.path.join(image_root, name)):
+        elif image_root is not None and not os.path.isfile(os.path.join(image_root, name)):
             missing.append(name)
             report.note(f"dropped pictures that are missing in {image_root}", example)
         else:
-            sized = _with_size(image, os.path.join(image_root, name), example, report)
+            sized = _with_size(image, os.path.join(image_root or "", name), example, report)
             if sized is not None:
                 kept[number] = sized
     if not kept:
-        hint = f"; {os.path.join(image_root, missing[0])} for one is missing" if missing else ""
+        hint = f"; {os.path.join(image_root or '', missing[0])} for one is missing" if missing else ""
         raise CocoFormatError(f"{json_file} has no usable picture{hint}; check the picture folder")
     return _one_type_of_ids(kept, report)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +14,35 @@ from grounding_dino.data.datasets.grit import load_grit
 from grounding_dino.data.datasets.mdetr import holds_referring_expressions, load_mdetr
 from grounding_dino.data.datasets.odvg import load_odvg
 from grounding_dino.data.datasets.refexp_json import load_refexp
-from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowError, json_line_files, parse_row
+from grounding_dino.data.datasets.rows import TRAINING_ONLY, json_line_files
+from grounding_dino.data.datasets.shards import first_row, is_grit, load_shards
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-_FORM = "NAME=annotations:image_folder (annotations: COCO or MDETR .json, or ODVG or GRIT .jsonl)"
-_ENDINGS = (".json", ".jsonl", ".ndjson")
-_LOADERS: dict[str, Callable[[str, str, str], list[dict[str, Any]]]] = {
+_FORM = "NAME=annotations:image_folder (annotations: COCO or MDETR .json, ODVG or GRIT .jsonl, or .tar shards)"
+_ROW_ENDINGS = (".jsonl", ".ndjson")
+_ENDINGS = (".json", *_ROW_ENDINGS, ".tar")
+_LOADERS: dict[str, Callable[[str, str, str], Sequence[dict[str, Any]]]] = {
     "coco": load_coco,
     "refexp": load_refexp,
     "mdetr": load_mdetr,
     "odvg": load_odvg,
     "grit": load_grit,
+    "tar": load_shards,
 }
-# ODVG rows turn out to be detection or grounding when they are read, and set it then.
-_EVALUATORS = {"coco": "coco", "refexp": "refexp", "mdetr": TRAINING_ONLY, "odvg": "coco", "grit": TRAINING_ONLY}
+_EVALUATORS = {
+    **{"coco": "coco", "refexp": "refexp", "odvg": "coco"},  # ODVG's captions say otherwise when they are read
+    **dict.fromkeys(("mdetr", "grit", "tar"), TRAINING_ONLY),
+}
+_TITLES = {
+    "refexp": "referring expressions",
+    "mdetr": "MDETR's phrase grounding",
+    "odvg": "ODVG rows",
+    "grit": "GRIT rows",
+    "tar": "shards of ODVG or GRIT rows",
+}
+_ROWS = ("odvg", "grit")
+_LARGE = 256 << 20  # bytes of rows that are not held in memory any more
 _HEAD, _TAIL = 1 << 20, 1 << 16  # bytes that a file's format is recognised by
 
 
@@ -54,7 +68,7 @@ def parse_dataset_argument(text: str) -> ExtraDataset:
     if any(character.isspace() or character in ",()" for character in name):
         raise ValueError(f"the data set name {name!r} in {text!r} has a space, comma or bracket; use letters and _")
     splits = [index for index, character in enumerate(paths) if character == ":" and not _is_drive(paths, index)]
-    if len(splits) > 1:  # a colon inside a path: the annotations are the part that ends in .json or .jsonl
+    if len(splits) > 1:  # a colon inside a path: the annotations are the part with an ending
         splits = [index for index in splits if paths[:index].lower().endswith(_ENDINGS)][:1]
     if len(splits) != 1:
         raise ValueError(f"cannot tell annotations from picture folder in {text!r}; write {_FORM}")
@@ -102,8 +116,10 @@ def _is_registered(extra: ExtraDataset) -> bool:
     )
 
 
-def load_extra(annotations: str, image_root: str, dataset_name: str) -> list[dict[str, Any]]:
+def load_extra(annotations: str, image_root: str, dataset_name: str) -> Sequence[dict[str, Any]]:
     """The records of a file in whichever format it is; the metadata says how they are scored, if they can be.
+
+    Rows of more than 256 MiB, and of tar files, stay on disk.
 
     Formats are told apart by :func:`annotation_format`, and MDETR's sentences and referring expressions by
     :func:`holds_referring_expressions`.
@@ -116,43 +132,57 @@ def load_extra(annotations: str, image_root: str, dataset_name: str) -> list[dic
     if kind == "mdetr":
         kind = "refexp" if holds_referring_expressions(read_coco(annotations)) else "mdetr"
     set_metadata(dataset_name, evaluator_type=_EVALUATORS[kind])
+    load = load_shards if kind in _ROWS and _is_large(annotations) else _LOADERS[kind]
     try:
-        return _LOADERS[kind](annotations, image_root, dataset_name)
+        return load(annotations, image_root, dataset_name)
     except CocoFormatError:  # says so itself
         raise
     except ValueError as error:
-        raise ValueError(f"{error} ({annotations} was taken for a file in {kind.upper()} format)") from error
+        raise ValueError(f"{error} ({annotations} was taken for {_TITLES[kind]})") from error
+
+
+def _is_large(path: str) -> bool:
+    return sum(map(os.path.getsize, json_line_files(path))) > _LARGE
 
 
 def annotation_format(path: str) -> str:
-    """Which of coco, mdetr (also for our own referring expressions), odvg and grit a file is, by its beginning and end.
+    """Which of coco, mdetr (also for our own referring expressions), odvg, grit and tar a file or folder is.
 
-    Files of rows are known by their first row, whatever their ending is: mmdet's ODVG files end in .json.
+    Files of rows are known by their first row, whatever their ending is: mmdet's ODVG files end in .json. Tar files
+    and patterns of several files are "tar" without a look inside.
 
     Raises:
         FileNotFoundError: no such file or folder.
     """
+    if is_shards(path):
+        return "tar"
     file = json_line_files(path)[0]
-    with open(file, "rb") as stream:
-        first_line = stream.readline(_HEAD)
-        while first_line and not first_line.strip():
-            first_line = stream.readline(_HEAD)
-        stream.seek(0)
-        head = stream.read(_HEAD)
-        stream.seek(max(0, os.path.getsize(file) - _TAIL))
-        tail = stream.read()
-    try:
-        row = parse_row(first_line)
-    except RowError:
-        row = {}
-    if "noun_chunks" in row or "ref_exps" in row:
+    row = first_row(file)
+    if is_grit(row):
         return "grit"
     if "detection" in row or "grounding" in row:
         return "odvg"
-    if os.path.isdir(path) or (file.lower().endswith(_ENDINGS[1:]) and "images" not in row):
+    if os.path.isdir(path) or (file.lower().endswith(_ROW_ENDINGS) and "images" not in row):
         return "odvg"  # its first line is broken, perhaps
-    return (
-        "mdetr"
-        if any(key in part for key in (b'"tokens_positive"', b'"expressions"') for part in (head, tail))
-        else "coco"
-    )
+    return "mdetr" if _mentions(file, b'"tokens_positive"', b'"expressions"') else "coco"
+
+
+def is_shards(path: str) -> bool:
+    """Whether a path means tar files, or by a pattern several files."""
+    if os.path.exists(path):
+        return path.lower().endswith(".tar") or (os.path.isdir(path) and bool(find_tars(path)))
+    return path.lower().endswith(".tar") or any(character in path for character in "*{")
+
+
+def find_tars(folder: str) -> list[str]:
+    """The tar files in a folder."""
+    return [name for name in os.listdir(folder) if name.lower().endswith(".tar")]
+
+
+def _mentions(file: str, *keys: bytes) -> bool:
+    """Whether a key stands at the beginning or the end of a file, where the lists of a large json begin and end."""
+    with open(file, "rb") as stream:
+        head = stream.read(_HEAD)
+        stream.seek(max(0, os.path.getsize(file) - _TAIL))
+        tail = stream.read()
+    return any(key in part for key in keys for part in (head, tail))
