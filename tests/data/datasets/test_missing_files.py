@@ -5,8 +5,7 @@ import re
 import grounding_dino.data.datasets  # noqa: F401
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 # Names that Detectron2 registers, and that stay as they are.
 DETECTRON2 = re.compile(
@@ -26,10 +25,9 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_missing_is_named_with_its_path_and_remedy(name, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
-    metadata = MetadataCatalog.get(name)
     if name in SETTLED:
         elsewhere = Metadata(json_file=str(tmp_path / "a.json"), image_root=str(tmp_path / "a"))
-        monkeypatch.setitem(MetadataCatalog, name, elsewhere)
+        monkeypatch.setitem(MetadataCatalog.data, name, elsewhere)
     with pytest.raises(FileNotFoundError) as error:
         DatasetCatalog.get(name)
     message = str(error.value)
