@@ -43,6 +43,8 @@ FILES = [
     ("swin_t_finetune_coco", f"{OFFICIAL}swin_t_ogc", []),
     ("swin_b_finetune_coco", f"{MMDET}grounding_dino_swin-b_pretrain_mixeddata", []),
     ("mm_swin_t_finetune_coco", f"{MM}swin-t_pretrain_obj365_goldg", []),
+    ("mm_swin_t_finetune_refcoco", f"{MM}swin-t_pretrain_obj365_goldg", []),
+    ("mm_swin_l_o365v2_oi_goldg", f"{MM}swin-l_pretrain_all", []),
     ("one_class", f"{OFFICIAL}swin_t_ogc", []),
 ]
 GROUNDING, MM_GROUNDING = "grounding_dino/grounding_dino_", "mm_grounding_dino/"
@@ -55,10 +57,24 @@ RECIPES = {
     "mm_swin_t": f"{MM_GROUNDING}grounding_dino_swin-t_pretrain_obj365_goldg_grit9m_v3det.py",
     "mm_swin_b": f"{MM_GROUNDING}grounding_dino_swin-b_pretrain_all.py",
     "mm_swin_l": f"{MM_GROUNDING}grounding_dino_swin-l_pretrain_all.py",
+    "mm_swin_t_o365": f"{MM_GROUNDING}grounding_dino_swin-t_pretrain_obj365.py",
+    "mm_swin_t_o365_goldg": f"{MM_GROUNDING}grounding_dino_swin-t_pretrain_obj365_goldg.py",
+    "mm_swin_t_o365_goldg_grit": f"{MM_GROUNDING}grounding_dino_swin-t_pretrain_obj365_goldg_grit9m.py",
+    "mm_swin_t_o365_goldg_v3det": f"{MM_GROUNDING}grounding_dino_swin-t_pretrain_obj365_goldg_v3det.py",
+    "mm_swin_b_o365_goldg_v3det": f"{MM_GROUNDING}grounding_dino_swin-b_pretrain_obj365_goldg_v3det.py",
+    "mm_swin_l_o365v2_oi_goldg": f"{MM_GROUNDING}grounding_dino_swin-l_pretrain_obj365_goldg.py",
     "mm_swin_t_finetune_coco": f"{MM_GROUNDING}coco/grounding_dino_swin-t_finetune_16xb4_1x_coco.py",
+    "mm_swin_t_finetune_coco_retained": f"{MM_GROUNDING}coco/grounding_dino_swin-t_finetune_16xb4_1x_sft_coco.py",
+    "mm_swin_t_finetune_lvis": f"{MM_GROUNDING}lvis/grounding_dino_swin-t_finetune_16xb4_1x_lvis.py",
+    "mm_swin_t_finetune_refcoco": f"{MM_GROUNDING}refcoco/grounding_dino_swin-t_finetune_8xb4_5e_refcoco.py",
+    "mm_swin_t_finetune_refcocoplus": f"{MM_GROUNDING}refcoco/grounding_dino_swin-t_finetune_8xb4_5e_refcoco_plus.py",
+    "mm_swin_t_finetune_refcocog": f"{MM_GROUNDING}refcoco/grounding_dino_swin-t_finetune_8xb4_5e_refcocog.py",
+    "mm_swin_t_finetune_grefcoco": f"{MM_GROUNDING}refcoco/grounding_dino_swin-t_finetune_8xb4_5e_grefcoco.py",
+    "mm_one_class": f"{MM_GROUNDING}grounding_dino_swin-t_finetune_8xb4_20e_cat.py",
 }
 TRAINED = sorted(set(RECIPES) - {"swin_b_cogcoor"})
-COCO_TRAINED = [name for name in TRAINED if name == "r50_scratch" or name.endswith("_coco")]
+IN_EPOCHS = [name for name in TRAINED if load_cfg(name).SOLVER.EPOCHS.MAX]
+COCO_TRAINED = [name for name in TRAINED if name == "r50_scratch" or "_finetune_coco" in name]
 COCO_PICTURES = 118287
 SHIPPED = "grounding_dino://assets/shapes_tiny.safetensors"
 AUTHORS_T = "https://github.com/IDEA-Research/GroundingDINO/releases/download/v0.1.0-alpha/groundingdino_swint_ogc.pth"
@@ -162,7 +178,10 @@ def test_model_of_the_recipe(name, recipes):
     model, recipe = load_cfg(name).MODEL, recipes[RECIPES[name]]
     if name != "one_class":  # starts from and stays the authors' model
         assert recipe["url"] == (model.RELEASE.URL or None)
-        assert f"AP {min(recipe['published_metric'].values())}" in model.RELEASE.METRIC or name == "swin_b_cogcoor"
+        said = {float(number) for number in re.findall(r"\d+\.\d", model.RELEASE.METRIC)}
+        figures = [figure for key, figure in (recipe["published_metric"] or {}).items() if key != "epoch"]
+        figures = {part for figure in figures for part in (figure if isinstance(figure, list) else [figure])}
+        assert said >= figures or name == "swin_b_cogcoor"
         scale, bias = {"auto": "sqrt_dim", None: "none", 0.0: "learned"}[recipe["logit_scale"]], recipe["logit_bias"]
         assert (model.CLASS_HEAD.SCALE, model.CLASS_HEAD.BIAS_ON) == (scale, bias)
         assert model.TRANSFORMER_DECODER.BOX_EPS == (1e-3 if name == "swin_b_cogcoor" else 1e-5)
@@ -217,8 +236,8 @@ def test_sizes_and_numbers_of_detections_of_the_recipe(name, recipes):
         assert [*cfg.INPUT.MIN_SIZE_TRAIN] == resize["short"] and cfg.INPUT.MAX_SIZE_TRAIN == resize["long_max"]
     crop = next(step for step in cropped if step["op"] == "random_crop")
     assert (cfg.INPUT.CROP.TYPE, [*cfg.INPUT.CROP.SIZE]) == (crop["kind"], crop["side_range"])
-    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
-    assert next(step["prob"] for step in steps if step["op"] == "hflip") == 0.5  # Detectron2's
+    flipped = next(step["prob"] for step in steps if step["op"] == "hflip")
+    assert flipped == {"horizontal": 0.5, "none": 0}[cfg.INPUT.RANDOM_FLIP]  # Detectron2's is 0.5
 
 
 def pipeline(recipes, data):
@@ -229,7 +248,9 @@ def pipeline(recipes, data):
 def test_solver_of_the_recipe(name, recipes):
     cfg, recipe = load_cfg(name), recipes[RECIPES[name]]
     solver, schedule = cfg.SOLVER, recipe["schedule"]
-    assert solver.IMS_PER_BATCH == recipe["base_batch_size"]
+    processes = re.search(r"(\d+)xb(\d+)_5e_", RECIPES[name])  # elsewhere the batch that rates are given for is used
+    batch = int(processes[1]) * int(processes[2]) if processes else recipe["base_batch_size"]
+    assert (solver.IMS_PER_BATCH, recipe["lr_scaled_to_batch"]) == (batch, False)
     assert (solver.OPTIMIZER, solver.BASE_LR) == ("ADAMW", recipe["optimizer"]["lr"])
     assert {solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM} == {recipe["optimizer"]["weight_decay"]}
     clip = solver.CLIP_GRADIENTS
@@ -240,12 +261,17 @@ def test_solver_of_the_recipe(name, recipes):
     assert solver.WARMUP_ITERS == (schedule[0]["end"] if recipe["warm_up"] else 0)
     if recipe["warm_up"]:
         assert solver.WARMUP_FACTOR == schedule[0]["start_factor"]
-    epoch = math.ceil(COCO_PICTURES / solver.IMS_PER_BATCH) if name in COCO_TRAINED else None
-    epoch = {"one_class": 9, "mm_swin_t": 10000}.get(name, epoch or 1)  # 1: given in iterations
-    assert solver.MAX_ITER == epoch * next(iter(recipe["length"].values()))
-    assert list(solver.STEPS) == [epoch * milestone for milestone in schedule[-1]["milestones"]]
+    length, milestones = next(iter(recipe["length"].values())), schedule[-1]["milestones"]
+    if name in IN_EPOCHS:
+        assert (solver.EPOCHS.MAX, list(solver.EPOCHS.STEPS)) == (length, milestones)
+    else:
+        epoch = math.ceil(COCO_PICTURES / solver.IMS_PER_BATCH) if name in COCO_TRAINED else 1  # 1: in iterations
+        assert solver.MAX_ITER == epoch * length
+        assert list(solver.STEPS) == [epoch * milestone for milestone in milestones]
     sampling = recipe["negative_sampling"]
-    if isinstance(sampling, str):  # all names
+    if "refcoco" in name:  # captions have no names to sample
+        assert recipe["train_data"][0]["format"].startswith("ODVG jsonl, grounding")
+    elif isinstance(sampling, str):  # all names
         assert cfg.INPUT.NUM_NEGATIVE_CATEGORIES == -1
     else:
         ours = (

@@ -16,7 +16,7 @@ from typing import Any
 
 from grounding_dino.data.build import load_train_sets
 from grounding_dino.data.mappers import TextDetectionMapper, build_mapper
-from grounding_dino.data.mixture import draw_order, log_shares, set_orders
+from grounding_dino.data.mixture import check_numbers, draw_order, log_shares, set_orders
 from grounding_dino.data.record_sets import RecordSets, TextKind, repeat_factors
 
 import numpy as np
@@ -123,6 +123,7 @@ class BatchStream(Sampler):
         self.start = 0
         sets = RecordSets.of(records)
         self._weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        self.epoch_size = len(sets) if self._weights is None else round(float(self._weights.sum()))
         self._shares = shares
         self._orders = set_orders(sets, None if self._weights is None else self._weights.numpy(), shares is not None)
         # grouping pictures of one orientation keeps padding small
@@ -238,9 +239,21 @@ def start_stream_at(loader: DataLoader, iteration: int, seed: int) -> None:
     stream.start, stream.seed, dataset.seed = iteration, seed, seed
 
 
+def pictures_an_epoch(loader: DataLoader) -> int:
+    """Pictures of all processes in an epoch of a loader of :func:`build_stream_loader`, on average.
+
+    With repeat factors or DATASETS.RATIOS it is what they draw; with DATASETS.WEIGHTS, whose stream has no epochs, as
+    many pictures as there are.
+    """
+    stream = loader.batch_sampler
+    assert isinstance(stream, BatchStream)
+    return stream.epoch_size
+
+
 def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
-    """The training loader of DATASETS.TRAIN, mixed by DATASETS.WEIGHTS; `DATALOADER.SAMPLER_TRAIN` may ask for repeat
-    factors by frequency, which hold within each set.
+    """The training loader of DATASETS.TRAIN, mixed by DATASETS.WEIGHTS or RATIOS.
+
+    `DATALOADER.SAMPLER_TRAIN` may ask for repeat factors by frequency, which hold within each set.
 
     Raises:
         ValueError: no picture has an object that is no crowd, a prompt may list more names than the denoising part has
@@ -254,7 +267,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         )
     mapper = build_mapper(cfg, is_train=True)
     check_label_count(cfg, records, mapper)
-    factors = _repeat_factors(cfg, records)
+    factors = _draws_an_epoch(cfg, records)
     loader = build_stream_loader(
         records,
         mapper,
@@ -266,8 +279,11 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         shares=shares,
     )
     log_shares(records, cfg.DATASETS.WEIGHTS, shares, None if factors is None else factors.numpy())
-    iterations = len(records) / cfg.SOLVER.IMS_PER_BATCH
-    logger.info("training on %d pictures; an epoch of them takes %.1f iterations", len(records), iterations)
+    pictures = pictures_an_epoch(loader)
+    logger.info(
+        "training on %d pictures; an epoch, %d pictures, takes %.1f iterations",
+        *(len(records), pictures, pictures / cfg.SOLVER.IMS_PER_BATCH),
+    )
     return loader
 
 
@@ -313,15 +329,30 @@ def _longest_prompts(sets: RecordSets, allowed: int) -> list[int]:
     return sorted(map(int, found))
 
 
-def _repeat_factors(cfg: CfgNode, records: RecordSets) -> Tensor | None:
-    """How often each record is drawn an epoch; class indices mean something within one data set only."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
+def _draws_an_epoch(cfg: CfgNode, records: RecordSets) -> Tensor | None:
+    """How often each record is drawn an epoch: its repeat factor times its set's DATASETS.RATIOS; None: all once.
+
+    Repeat factors are those of one data set alone, where class indices mean something.
+    """
+    name, ratios = cfg.DATALOADER.SAMPLER_TRAIN, list(cfg.DATASETS.RATIOS)
     if name not in SAMPLERS:
         raise ValueError(f"unknown DATALOADER.SAMPLER_TRAIN {name!r}; choose from {SAMPLERS}")
-    if name == "TrainingSampler":
+    unknown = set(cfg.DATALOADER.REPEAT_SETS) - set(records.names)
+    if unknown:
+        raise ValueError(f"DATALOADER.REPEAT_SETS names {sorted(unknown)}, which DATASETS.TRAIN does not")
+    if ratios:
+        check_numbers("DATASETS.RATIOS", ratios, records.names)
+        if cfg.DATASETS.WEIGHTS:
+            raise ValueError("both DATASETS.RATIOS and DATASETS.WEIGHTS are given; they exclude each other")
+    elif name == "TrainingSampler":
         return None
+    repeated = set(cfg.DATALOADER.REPEAT_SETS or records.names) if name == "RepeatFactorTrainingSampler" else set()
     threshold, sqrt = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
-    return torch.from_numpy(np.concatenate([repeat_factors(part, threshold, sqrt) for part in records.parts]))
+    factors = [
+        ratio * (repeat_factors(part, threshold, sqrt) if set_name in repeated else np.ones(len(part)))
+        for part, set_name, ratio in zip(records.parts, records.names, ratios or [1.0] * len(records.parts))
+    ]
+    return torch.from_numpy(np.concatenate(factors))
 
 
 def _as_list(samples: list[dict]) -> list[dict[str, Any]]:

@@ -176,24 +176,33 @@ def set_orders(records: RecordSets, repeats: np.ndarray | None = None, separatel
 # ----------------------------------------------------------------------------------------------------- weights
 
 
+def check_numbers(key: str, numbers: Sequence[float], names: Sequence[str]) -> None:
+    """See that `numbers`, the value of `key`, has one for each of `names`, DATASETS.TRAIN, and draws something.
+
+    Raises:
+        ValueError: another number of them than of sets, one that is negative or no finite number, or all are 0.
+    """
+    if len(numbers) != len(names):
+        raise ValueError(
+            f"{key} {list(numbers)} has {len(numbers)} numbers for the {len(names)} sets of DATASETS.TRAIN "
+            f"({', '.join(names)}); give one for each, or [] to draw every picture once an epoch"
+        )
+    for value, name in zip(numbers, names):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            raise ValueError(f"the number of {name} in {key} is {value!r}; use numbers from 0 on")
+    if not sum(numbers) > 0:
+        raise ValueError(f"{key} {list(numbers)} draws nothing; give one set a number above 0 at least")
+
+
 def shares_of(weights: Sequence[float], names: Sequence[str]) -> list[float]:
     """Shares of the draws, of sum 1, from DATASETS.WEIGHTS, one number for each of `names`, DATASETS.TRAIN.
 
     Raises:
-        ValueError: another number of weights than of sets, one that is negative or no finite number, or all are 0.
+        ValueError: see :func:`check_numbers`.
     """
-    if len(weights) != len(names):
-        raise ValueError(
-            f"DATASETS.WEIGHTS {list(weights)} has {len(weights)} numbers for the {len(names)} sets of DATASETS.TRAIN "
-            f"({', '.join(names)}); give one for each, or [] to draw every picture once an epoch"
-        )
-    for weight, name in zip(weights, names):
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"the weight of {name} in DATASETS.WEIGHTS is {weight!r}; use numbers from 0 on")
+    check_numbers("DATASETS.WEIGHTS", weights, names)
     total = sum(weights)
-    if not total > 0:
-        raise ValueError(f"DATASETS.WEIGHTS {list(weights)} draws nothing; give one set a weight above 0 at least")
     return [weight / total for weight in weights]
 
 

@@ -15,6 +15,7 @@ from grounding_dino.data.loader import (
     StreamDataset,
     build_stream_loader,
     build_train_loader,
+    pictures_an_epoch,
     own_random_numbers,
     start_stream_at,
 )
@@ -207,6 +208,48 @@ def test_repeat_factors_count_within_each_data_set(tiny_cfg: CfgNode, registered
     tiny_cfg.DATALOADER.REPEAT_SQRT = False
     weights = build_train_loader(tiny_cfg, seed=0).batch_sampler._weights
     torch.testing.assert_close(weights.float(), torch.tensor([1 / 0.75] * 3 + [4.0, 1.0]))
+
+
+def test_ratios_say_how_often_a_set_is_gone_through_and_repeat_factors_hold_where_asked(
+    tiny_cfg: CfgNode, registered: Callable[..., str]
+) -> None:
+    often = [[annotation(0)]] * 3 + [[annotation(1)]]
+    names = registered("loader_test_a", often), registered("loader_test_b", often)
+    tiny_cfg.DATASETS.TRAIN, tiny_cfg.DATASETS.RATIOS = names, [2, 0.5]
+    tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.DATALOADER.NUM_WORKERS = 1, 0
+    loader = build_train_loader(tiny_cfg, seed=0)
+    assert pictures_an_epoch(loader) == 4 * 2 + 4 * 0.5
+    drawn = Counter(batch[0][1] for batch in itertools.islice(loader.batch_sampler, 1000))
+    assert sum(drawn[place] for place in range(4)) == pytest.approx(800, abs=10)
+    tiny_cfg.DATALOADER.SAMPLER_TRAIN, tiny_cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 1.0
+    tiny_cfg.DATALOADER.REPEAT_SETS, tiny_cfg.DATALOADER.REPEAT_SQRT = [names[1]], False
+    loader = build_train_loader(tiny_cfg, seed=0)
+    assert pictures_an_epoch(loader) == 4 * 2 + 0.5 * (3 / 0.75 + 1 / 0.25)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("DATASETS.RATIOS", [1, 2], r"DATASETS.RATIOS \[1, 2\] has 2 numbers for the 1 sets"),
+        ("DATASETS.RATIOS", [-1], "the number of loader_test_one in DATASETS.RATIOS is -1"),
+        ("DATASETS.RATIOS", [0], "draws nothing"),
+        ("DATALOADER.REPEAT_SETS", ["other"], r"REPEAT_SETS names \['other'\]"),
+    ],
+)
+def test_ratios_and_sets_that_do_not_fit_are_refused(
+    tiny_cfg: CfgNode, registered: Callable[..., str], key: str, value: list[Any], message: str
+) -> None:
+    tiny_cfg.DATASETS.TRAIN = (registered("loader_test_one", [[annotation(0)]]),)
+    tiny_cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=message):
+        build_train_loader(tiny_cfg, seed=0)
+
+
+def test_ratios_and_weights_exclude_each_other(tiny_cfg: CfgNode, registered: Callable[..., str]) -> None:
+    tiny_cfg.DATASETS.TRAIN = (registered("loader_test_one", [[annotation(0)]]),)
+    tiny_cfg.DATASETS.RATIOS = tiny_cfg.DATASETS.WEIGHTS = [1.0]
+    with pytest.raises(ValueError, match="exclude each other"):
+        build_train_loader(tiny_cfg, seed=0)
 
 
 def test_an_unknown_sampler_is_refused(tiny_cfg: CfgNode, registered: Callable[..., str]) -> None:

@@ -1,0 +1,137 @@
+"""No recipe is dead: each is built in small and trains for a step on stand-ins of its own data sets, through its names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grounding_dino.data.datasets  # noqa: F401  # registers the data sets
+from grounding_dino.checkpoint.saving import save_checkpoint
+from grounding_dino.data.datasets.groups import expand_groups
+from grounding_dino.engine.trainer import Trainer
+from grounding_dino.model_zoo import config_folders, load_cfg
+from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+FOLDER = config_folders()[0] / "grounding_dino"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base-"))
+USERS_OWN = {"mine_train", "mine_val"}  # named on the command line
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.EMBED_DIM": 64,
+    "MODEL.SWIN.EMBED_DIM": 8,
+    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+    "MODEL.SWIN.NUM_HEADS": [1, 1, 2, 2],
+    "MODEL.SWIN.WINDOW_SIZE": 4,
+    "MODEL.TEXT_ENCODER.HIDDEN_SIZE": 16,
+    "MODEL.TEXT_ENCODER.NUM_LAYERS": 1,
+    "MODEL.TEXT_ENCODER.NUM_HEADS": 2,
+    "MODEL.TEXT_ENCODER.FFN_DIM": 16,
+    "MODEL.PIXEL_DECODER.NUM_LAYERS": 1,
+    "MODEL.PIXEL_DECODER.FFN_DIM": 16,
+    "MODEL.PIXEL_DECODER.TEXT_FUSION.EMBED_DIM": 16,
+    "MODEL.PIXEL_DECODER.TEXT_LAYER.FFN_DIM": 16,
+    "MODEL.TRANSFORMER_DECODER.NUM_LAYERS": 2,
+    "MODEL.TRANSFORMER_DECODER.FFN_DIM": 16,
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.CROP.MIN_SIZES": [72],
+    "INPUT.CROP.SIZE": [48, 64],
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1000,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "TEST.EVAL_PERIOD": 0,
+    "SOLVER.BEST_CHECKPOINT_METRIC": "",
+    "SOLVER.EARLY_STOP.PATIENCE": 0,
+    "TEST.RETAINED": (),
+    "DATASETS.TEST": (),
+}
+GROUNDING = ("goldg", "grit", "cap4m", "refcoco", "grefcoco")
+
+
+def settings(**changes: Any) -> list[Any]:
+    values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [item for pair in values.items() for item in pair]
+
+
+def record(name: str, number: int, folder: Path) -> dict[str, Any]:
+    """A picture with one box, with a caption where the data set has captions."""
+    file = folder / f"{number}.png"
+    if not file.is_file():
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    box = {"bbox": [8.0, 8.0, 40.0, 36.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+    common = {"file_name": str(file), "image_id": number, "height": 64, "width": 80, "annotations": [box]}
+    if name.startswith(GROUNDING):
+        return {**common, "caption": "a cat left of a tree", "phrases": [(2, 5)]}
+    return common
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Loading a registered data set gives two made-up pictures; a name that is not registered is still an error."""
+
+    def load(name: str) -> list[dict[str, Any]]:
+        assert name in DatasetCatalog or name in USERS_OWN, name
+        metadata = MetadataCatalog.get(name)
+        if not hasattr(metadata, "thing_classes"):
+            metadata.thing_classes = ["cat"]
+        return [record(name, number, tmp_path) for number in range(2)]
+
+    monkeypatch.setattr(DatasetCatalog, "get", load)
+    for name in USERS_OWN:
+        DatasetCatalog.register(name, lambda: [])
+    known = {name: MetadataCatalog.get(name).as_dict().copy() for name in MetadataCatalog.list()}
+    yield
+    for name in USERS_OWN:
+        DatasetCatalog.remove(name)
+    for name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+        MetadataCatalog.get(name).set(**known.get(name, {}))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_data_sets_are_registered_and_mixtures_have_a_number_for_each(name: str) -> None:
+    cfg = load_cfg(name)
+    sets = cfg.DATASETS
+    named = {*expand_groups([*sets.TRAIN, *sets.TEST, *cfg.TEST.RETAINED])} - USERS_OWN
+    assert named <= set(DatasetCatalog), named - set(DatasetCatalog)
+    assert len(sets.RATIOS) in (0, len(sets.TRAIN)) and len(sets.WEIGHTS) in (0, len(sets.TRAIN))
+    assert set(sets.TEXT) | set(cfg.DATALOADER.REPEAT_SETS) <= set(sets.TRAIN)
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_trains(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run: dict[str, Any] = {"OUTPUT_DIR": str(tmp_path / "out"), "MODEL__WEIGHTS": ""}
+    cfg = load_cfg(name, settings(**run))
+    if load_cfg(name).MODEL.WEIGHTS:  # start from a file, in our form
+        run["MODEL__WEIGHTS"] = str(tmp_path / "start.pth")
+        save_checkpoint(run["MODEL__WEIGHTS"], GeneralizedDINO(cfg).state_dict(), to="ours")
+        cfg = load_cfg(name, settings(**run))
+    before, trained = train(cfg)
+    moved = {key for key, value in trained.items() if not torch.equal(before[key], value)}
+    assert any(key.startswith("transformer_decoder.") for key in moved)
+    frozen = (
+        {key for key in before if key.startswith("text_encoder.bert.")} if cfg.MODEL.TEXT_ENCODER.FREEZE_ON else set()
+    )
+    assert not moved & frozen
+
+
+def train(cfg: CfgNode) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State before and after the run."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    return before, trainer.model.state_dict()
