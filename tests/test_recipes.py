@@ -1,4 +1,4 @@
-"""No recipe is dead: each is built in small and trains for a step on stand-ins of its own data sets, through its names."""
+"""No recipe is dead: each is built in small and takes a step on stand-ins of its data sets, through their names."""
 
 from __future__ import annotations
 

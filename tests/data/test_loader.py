@@ -15,8 +15,8 @@ from grounding_dino.data.loader import (
     StreamDataset,
     build_stream_loader,
     build_train_loader,
-    pictures_an_epoch,
     own_random_numbers,
+    pictures_an_epoch,
     start_stream_at,
 )
 
