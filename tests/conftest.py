@@ -1,12 +1,14 @@
-"""Fixtures shared by all tests: the reference numbers and a tiny random model."""
+"""Fixtures shared by all tests: the reference numbers, a tiny random model, tiny data sets below a folder."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import grounding_dino  # noqa: F401  (makes detectron2 importable)
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from PIL import Image
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -92,3 +95,53 @@ def recipe_weights(fill: ModuleType):
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
 
     return build
+
+
+# ------------------------------------------------------------------------------------------- tiny data sets
+
+
+@pytest.fixture
+def data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of data sets, empty, and a cache of its own."""
+    monkeypatch.setenv("GROUNDING_DINO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "sets"))
+    (tmp_path / "sets").mkdir()
+    return tmp_path / "sets"
+
+
+@pytest.fixture
+def write_picture() -> Callable[[Path], None]:
+    """`write_picture(path)`: a black picture of 60 x 40."""
+
+    def write(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((40, 60, 3), dtype=np.uint8)).save(path)
+
+    return write
+
+
+@pytest.fixture
+def write_coco(data_root: Path, write_picture: Callable[[Path], None]) -> Callable[..., dict[str, Any]]:
+    """`write_coco(json_file, names, pictures)`: a COCO json; every picture has one object, their classes take turns.
+
+    Pictures are (file_name in the json, path, further keys); paths are below `data_root`.
+    """
+
+    def write(json_file: str, names: Sequence[str], pictures: Sequence[tuple[str, str, dict]]) -> dict[str, Any]:
+        content: dict[str, Any] = {"categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)]}
+        content["images"] = [
+            {"id": i + 1, "file_name": file_name, "height": 40, "width": 60, **keys}
+            for i, (file_name, _, keys) in enumerate(pictures)
+        ]
+        box = {"bbox": [1.0, 2.0, 10.0, 20.0], "area": 200.0, "iscrowd": 0}
+        content["annotations"] = [
+            {"id": i + 1, "image_id": content["images"][i]["id"], "category_id": 1 + i % len(names), **box}
+            for i in range(len(pictures))
+        ]
+        for _, path, _ in pictures:
+            write_picture(data_root / path)
+        (data_root / json_file).parent.mkdir(parents=True, exist_ok=True)
+        (data_root / json_file).write_text(json.dumps(content))
+        return content
+
+    return write

@@ -32,7 +32,7 @@ def test_what_is_missing_is_named_with_its_path_and_remedy(name, monkeypatch, tm
         DatasetCatalog.get(name)
     message = str(error.value)
     assert str(tmp_path) in message
-    assert re.search(r"`python datasets/prepare_\w+\.py|https?://", message), message
+    assert re.search(r"`python (datasets|tools)/\w+\.py|https?://|put .* there", message), message
     assert "DETECTRON2_DATASETS" in message
 
 

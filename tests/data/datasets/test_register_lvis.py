@@ -24,7 +24,6 @@ def write_lvis(data_root, write_coco):
         for image, annotation, (_, path, _) in zip(content["images"], content["annotations"], pictures):
             image["coco_url"] = f"http://images.cocodataset.org/{path.removeprefix('coco/')}"
             del image["file_name"], annotation["iscrowd"]
-            annotation["image_id"] = image["id"]
         for category, frequency in zip(content["categories"], "fcr"):
             category.update(frequency=frequency, synonyms=["synonym"])
         (data_root / json_file).write_text(json.dumps(content))
