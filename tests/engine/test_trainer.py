@@ -257,14 +257,11 @@ def test_options_of_evaluation_that_cannot_be_are_refused(
 def test_evaluators_by_data_set(train_cfg: ConfigBuilder) -> None:
     cfg = train_cfg(*EVALUATE)
     check_test_sets(cfg)
-    assert type(Trainer.build_evaluator(cfg, "squares")).__name__ == "COCOEvaluator"
+    assert list(Trainer.build_evaluator(cfg, "squares").evaluators) == ["coco"]
     metadata = MetadataCatalog.get("squares")
     delattr(metadata, "evaluator_type")
-    metadata.evaluator_type = ["coco", "coco"]
-    assert type(Trainer.build_evaluator(cfg, "squares")).__name__ == "DatasetEvaluators"
-    delattr(metadata, "evaluator_type")
-    metadata.evaluator_type = "lvis"
-    with pytest.raises(ValueError, match="'squares' asks for evaluator 'lvis'; known are"):
+    metadata.evaluator_type = ["coco", "magic"]
+    with pytest.raises(ValueError, match=r"'squares' asks for evaluator \['coco', 'magic'\]; known are"):
         check_test_sets(cfg)
 
 
