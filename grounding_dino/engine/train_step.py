@@ -33,9 +33,9 @@ class TrainStep(SimpleTrainer):
 
     With SOLVER.ACCUMULATION_STEPS a batch goes through the model in that many parts, and the optimizer makes one step.
     The model divides its losses by the targets that it sees; here they are weighted to be divided by those of the whole
-    batch, so the gradients are those of one pass, but for what depends on a batch's composition: padding, batch
-    norms, and the number of denoising groups, which follows from the largest target count of a part (each target
-    weighs the same).
+    batch, so the gradients are those of one pass, but for what depends on a batch's composition: padding, batch norms,
+    and the numbers of denoising groups and slots, which follow from the largest target count of a part (a target
+    weighs the same, however many groups it is in).
     """
 
     def __init__(self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:

@@ -15,6 +15,7 @@ from grounding_dino.checkpoint.sharded import has_split_parameters
 from grounding_dino.data.build import build_test_loader, load_records
 from grounding_dino.data.datasets import register_extra_datasets
 from grounding_dino.data.loader import build_train_loader, pictures_an_epoch, start_stream_at
+from grounding_dino.data.text_settings import check_all_names
 from grounding_dino.engine.early_stop import EarlyStop, StopTraining
 from grounding_dino.engine.ema import AverageWeights, build_average
 from grounding_dino.engine.environment import make_deterministic, set_up_logging
@@ -194,8 +195,9 @@ class Trainer(DefaultTrainer):
         return chain
 
     def _saved_beside_the_model(self) -> dict[str, Any]:
-        # A weak reference: the trainer owns its checkpointers.
-        objects = {"trainer": weakref.proxy(self), "lora": self.adapters, "ema": self.average}
+        # Loaded in this order, so that what other parameters are trained than before is said in words. A weak reference:
+        # the trainer owns its checkpointers.
+        objects = {"lora": self.adapters, "ema": self.average, "trainer": weakref.proxy(self)}
         return {name: value for name, value in objects.items() if value is not None}
 
     def build_writers(self) -> list[EventWriter]:
@@ -257,7 +259,7 @@ def check_test_sets(cfg: CfgNode) -> None:
     for key, name in [(key, name) for key, names in sets.items() for name in names]:
         try:
             evaluator_kinds(name)
-            load_records([name])
+            check_all_names(cfg, load_records([name]), name)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f'{name!r} of {key} cannot be evaluated on: {error} (to train without evaluation, set {key} "()")'
