@@ -62,7 +62,8 @@ def convert(split: str, root: Path, workers: int = 8, quiet: bool = False) -> Co
     classes = read_classes(require(base / "annotations" / CLASSES, OPENIMAGES_HINT))
     pictures = require(base / folder, OPENIMAGES_HINT)
     names = list(dict.fromkeys(row["ImageID"] for row in _rows(boxes, quiet)))
-    sizes = _sizes(pictures, names, workers, quiet)
+    files = _files(pictures)
+    sizes = _sizes([(name, pictures / files[name]) for name in names if name in files], workers, quiet)
     counts: Counter[str] = Counter({"pictures that are missing or broken": len(names) - len(sizes)})
     if not sizes:
         raise ValueError(f"{pictures} has none of the {len(names)} pictures of {boxes}; {OPENIMAGES_HINT}")
@@ -70,7 +71,7 @@ def convert(split: str, root: Path, workers: int = 8, quiet: bool = False) -> Co
     categories = [{"id": number, "name": name} for number, name in enumerate(classes.values(), start=1)]
     labels = {label: number for number, label in enumerate(classes, start=1)}
     images = [
-        {"id": numbers[name], "file_name": f"{name}.jpg", "width": width, "height": height}
+        {"id": numbers[name], "file_name": files[name], "width": width, "height": height}
         for name, (width, height) in sizes.items()
     ]
     output = base / "annotations" / f"openimages_v6_{split}.json"
@@ -94,12 +95,22 @@ def _rows(path: Path, quiet: bool) -> Iterator[dict[str, str]]:
         yield from tqdm(reader, desc=path.name, unit=" boxes", unit_scale=True, disable=quiet)
 
 
-def _sizes(folder: Path, names: Sequence[str], workers: int, quiet: bool) -> dict[str, Size]:
-    """Width and height of the pictures that are there, upright."""
+def _files(folder: Path) -> dict[str, str]:
+    """Picture id -> its file below `folder`: the archives of the training set unpack into folders of their own."""
+    return {
+        os.path.splitext(name)[0]: Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(".jpg")
+    }
+
+
+def _sizes(pictures: Sequence[tuple[str, Path]], workers: int, quiet: bool) -> dict[str, Size]:
+    """Width and height, upright, of the pictures (id, file) that can be read."""
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(_size, (folder / f"{name}.jpg" for name in names))
-        bar = tqdm(found, total=len(names), desc="sizes", unit=" pictures", unit_scale=True, disable=quiet)
-        return {name: size for name, size in zip(names, bar, strict=True) if size is not None}
+        found = pool.map(_size, (path for _, path in pictures))
+        bar = tqdm(found, total=len(pictures), desc="sizes", unit=" pictures", unit_scale=True, disable=quiet)
+        return {name: size for (name, _), size in zip(pictures, bar, strict=True) if size is not None}
 
 
 def _size(path: Path) -> Size | None:

@@ -48,6 +48,16 @@ def test_boxes_in_fractions_become_boxes_in_pixels(split, header, write_csv):
     assert MetadataCatalog.get(f"openimages_v6_{split}").thing_classes == ["Apple", "Car"]
 
 
+def test_pictures_are_found_in_the_folders_that_archives_unpack_into(data_root, write_csv):
+    write_csv([_row("a"), _row("b")], "train")
+    train = data_root / "OpenImages/train"
+    (train / "train_0").mkdir()
+    (train / "b.jpg").rename(train / "train_0/b.jpg")
+    openimages.main(["--splits", "train", "--quiet"])
+    records = load_records(["openimages_v6_train"])
+    assert [record["file_name"] for record in records] == [str(train / "a.jpg"), str(train / "train_0/b.jpg")]
+
+
 def test_what_is_left_out_is_counted_and_the_file_needs_no_repair(write_csv, capsys, caplog):
     rows = [_row("a"), _row("absent"), _row("a", "/m/unknown"), _row("a", box=(0.5, 0.5, 0, 1)), _row("a")]
     json_file = write_csv(rows)
