@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
 from grounding_dino.cli import benchmark, convert_weights, demo, train
+from grounding_dino.data.prepare import coco, lvis, objects365, odinw, openimages, v3det
 from grounding_dino.data.shapes import prepare
 from grounding_dino.model_zoo import config_keys, get_cfg, get_config_file, list_configs, load_cfg
 
@@ -24,6 +25,10 @@ PARSERS = {
     "tools/convert_weights.py": convert_weights.build_parser,
     "tools/benchmark.py": benchmark._parser,
     "datasets/prepare_shapes.py": prepare.get_parser,
+    **{
+        f"datasets/prepare_{module.__name__.rpartition('.')[2]}.py": module.build_parser
+        for module in (coco, lvis, objects365, odinw, openimages, v3det)
+    },
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4}\S.*\n(?: {4}.*\n)*", re.MULTILINE)

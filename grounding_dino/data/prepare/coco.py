@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,14 +51,20 @@ def _number(file_name: str) -> int:
     return int(found.group(1))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `datasets/prepare_coco.py`."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `datasets/prepare_coco.py`."""
     parser = get_parser("Unpack and check COCO 2017 in coco/.")
     parser.add_argument(
         "--without-refexp",
         action="store_true",
         help="also write annotations without the pictures on which referring expressions are evaluated",
     )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `datasets/prepare_coco.py`."""
+    parser = build_parser()
     options = parse(parser, arguments)
     names = ["coco_2017_train", "coco_2017_val"]
     try:

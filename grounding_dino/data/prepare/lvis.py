@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,9 +32,14 @@ def make_minival(root: Path) -> int:
     return len(images)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `datasets/prepare_lvis.py`."""
+    return get_parser("Unpack LVIS v1 in lvis/, take minival out of val, and check them; pictures are COCO's.")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `datasets/prepare_lvis.py`."""
-    parser = get_parser("Unpack LVIS v1 in lvis/, take minival out of val, and check them; pictures are COCO's.")
+    parser = build_parser()
     options = parse(parser, arguments)
     try:
         unpack_all(options.root / "lvis", options.root / "lvis", options.quiet)

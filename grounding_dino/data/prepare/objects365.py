@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Sequence
@@ -31,10 +32,16 @@ def gather_patches(folder: Path) -> int:
     return len(deeper)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `datasets/prepare_objects365.py`."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `datasets/prepare_objects365.py`."""
     parser = get_parser("Unpack and check Objects365 v1 in objects365v1/, or v2 in objects365v2/.")
     parser.add_argument("--version", type=int, choices=(1, 2), default=2)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `datasets/prepare_objects365.py`."""
+    parser = build_parser()
     options = parse(parser, arguments)
     folder = options.root / f"objects365v{options.version}"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from grounding_dino.data.datasets.groups import dataset_groups
@@ -9,10 +10,16 @@ from grounding_dino.data.datasets.register_odinw import FOLDERS
 from grounding_dino.data.prepare.files import finish, get_parser, parse, unpack_all
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `datasets/prepare_odinw.py`."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `datasets/prepare_odinw.py`."""
     parser = get_parser("Unpack and check the data sets of ODinW in odinw/.")
     parser.add_argument("--benchmark", choices=("odinw13", "odinw35"), default="odinw35", help="which sets are checked")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `datasets/prepare_odinw.py`."""
+    parser = build_parser()
     options = parse(parser, arguments)
     try:
         unpack_all(options.root / "odinw", options.root / "odinw", options.quiet)

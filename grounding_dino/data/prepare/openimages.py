@@ -6,6 +6,7 @@ instances that overlap") becomes `iscrowd`: not trained on, and ignored by COCO'
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -155,11 +156,17 @@ def _annotation(row: dict[str, str], size: Size) -> dict[str, Any] | None:
     return {"bbox": box, "area": round(box[2] * box[3], 2), "iscrowd": int(row["IsGroupOf"] == "1")}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `datasets/prepare_openimages.py`."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `datasets/prepare_openimages.py`."""
     parser = get_parser("Make COCO json files of OpenImages v6's boxes in OpenImages/.")
     parser.add_argument("--splits", nargs="+", choices=sorted(SPLITS), default=sorted(SPLITS))
     parser.add_argument("--workers", type=int, default=8, help="threads that read the sizes of pictures")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `datasets/prepare_openimages.py`."""
+    parser = build_parser()
     options = parse(parser, arguments)
     try:
         for folder, _ in (SPLITS[split] for split in options.splits):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from grounding_dino.data.prepare.files import finish, get_parser, parse, unpack_all
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `datasets/prepare_v3det.py`."""
+    return get_parser("Unpack and check V3Det in V3Det/.")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `datasets/prepare_v3det.py`."""
-    parser = get_parser("Unpack and check V3Det in V3Det/.")
+    parser = build_parser()
     options = parse(parser, arguments)
     try:
         unpack_all(options.root / "V3Det", options.root / "V3Det", options.quiet)
