@@ -33,8 +33,8 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
 
     `R@k` (any box): one of the k best boxes of the phrase has an IoU of `iou_threshold` with any of its true boxes.
     `merged_R@k` (merged boxes): with the smallest box around all of its true boxes. A phrase that recurs in several
-    captions of a picture counts each time. Where records have `phrase_types`, each type has its recall too
-    (`R@1-people`), and a phrase of two types counts for both.
+    captions of a picture counts each time, one without a box not at all. Where records have `phrase_types`, each type
+    has its recall too (`R@1-people`), and a phrase of two types counts for both.
 
     Inputs are captions with phrases, outputs the model's `instances`, whose `pred_classes` number the phrases.
 
@@ -47,7 +47,7 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
             both protocols; null where none of the looked at boxes is right.
 
     Raises:
-        ValueError: no usable rank; an image id that occurs twice, a phrase without a box, or no phrase at all.
+        ValueError: no usable rank; an image id that occurs twice, or no phrase with a box.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
         self.iou_threshold = iou_threshold
         self.distributed = distributed
         self.output_dir = output_dir
-        self._truth: dict[Any, list[_Phrase]] = {}  # per image id (of a caption) its phrases
+        self._truth: dict[Any, dict[int, _Phrase]] = {}  # per image id (of a caption) its phrases by their places
         for record in DatasetCatalog.get(dataset_name):
             if record["image_id"] in self._truth:
                 raise ValueError(
@@ -74,20 +74,18 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
                 )
             self._truth[record["image_id"]] = self._phrases(record)
         if not any(self._truth.values()):
-            raise ValueError(f"the data set {dataset_name!r} has no phrase to score")
-        self._ranks: dict[Any, list[dict[str, Any]]] = {}
+            raise ValueError(f"the data set {dataset_name!r} has no phrase with a box; there is nothing to score")
+        self._ranks: dict[Any, dict[int, dict[str, Any]]] = {}
 
-    def _phrases(self, record: dict[str, Any]) -> list[_Phrase]:
+    def _phrases(self, record: dict[str, Any]) -> dict[int, _Phrase]:
         boxes = true_boxes(record)
         types = record.get("phrase_types") or [[]] * len(record["phrases"])
-        phrases = []
+        phrases = {}
         for index, spans in enumerate(record["phrases"]):
             nested = [spans] if isinstance(spans[0], int) else spans
             text = " ".join(record["caption"][start:end] for start, end in nested)
-            if index not in boxes:
-                where = f"{record.get('file_name')} in {self.dataset_name!r}"
-                raise ValueError(f"the phrase {text!r} of {where} has no box; leave it out")
-            phrases.append(_Phrase(text, torch.tensor(boxes[index], dtype=torch.float32), tuple(types[index])))
+            if index in boxes:
+                phrases[index] = _Phrase(text, torch.tensor(boxes[index], dtype=torch.float32), tuple(types[index]))
         return phrases
 
     def protocol(self) -> dict[str, str]:
@@ -105,14 +103,16 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Look up at which place of its ranking each phrase has its first right box."""
         for record, output in zip(inputs, outputs):
-            instances = output["instances"]
+            phrases, instances = self._truth[record["image_id"]], output["instances"]
+            if not phrases:
+                continue
             boxes = instances.pred_boxes.tensor.detach().float().cpu()
             scores, classes = instances.scores.detach().float().cpu(), instances.pred_classes.cpu()
-            found = []
-            for index, phrase in enumerate(self._truth[record["image_id"]]):
+            found = {}
+            for index, phrase in phrases.items():
                 own = torch.nonzero(classes == index).flatten()
                 best = own[scores[own].argsort(descending=True, stable=True)][: self.ranks[-1]]
-                found.append({"phrase": phrase.text, **self._first_right(boxes[best], phrase.boxes)})
+                found[index] = {"phrase": phrase.text, **self._first_right(boxes[best], phrase.boxes)}
             self._ranks[record["image_id"]] = found
 
     def _first_right(self, boxes: Tensor, truth: Tensor) -> dict[str, int | None]:
@@ -129,9 +129,10 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
         ranks = gathered(self._ranks, self.distributed)
         if ranks is None:
             return None
-        unanswered = len(self._truth) - len(ranks)
+        scored = [caption for caption, phrases in self._truth.items() if phrases]
+        unanswered = len(set(scored) - set(ranks))
         if unanswered:
-            logger.warning("%d of %d captions have no output; their phrases are missed", unanswered, len(self._truth))
+            logger.warning("%d of %d captions have no output; their phrases are missed", unanswered, len(scored))
         results: dict[str, float] = {}
         for protocol in PROTOCOLS:
             prefix = "" if protocol == "any" else f"{protocol}_"
@@ -140,15 +141,15 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
                 for rank in self.ranks:
                     hits = sum(place is not None and place < rank for place in places)
                     results[f"{prefix}R@{rank}{suffix}"] = 100.0 * hits / len(places)
-        write_json(self.output_dir, "phrase_ranks.json", ranks)
+        write_json(self.output_dir, "phrase_ranks.json", {key: list(found.values()) for key, found in ranks.items()})
         return OrderedDict(flickr30k=results)
 
-    def _places(self, ranks: dict[Any, list[dict[str, Any]]], protocol: str) -> dict[str, list[int | None]]:
+    def _places(self, ranks: dict[Any, dict[int, dict[str, Any]]], protocol: str) -> dict[str, list[int | None]]:
         """The places of first right boxes of all phrases (under ""), and of those of each type."""
         groups: dict[str, list[int | None]] = {"": []}
         for caption, phrases in self._truth.items():
             found = ranks.get(caption)
-            for index, phrase in enumerate(phrases):
+            for index, phrase in phrases.items():
                 place = found[index][protocol] if found is not None else None
                 for group in ("", *phrase.types):
                     groups.setdefault(group, []).append(place)

@@ -18,7 +18,7 @@ from grounding_dino.data.datasets.coco_cleaning import read_coco
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.mdetr import load_mdetr
 from grounding_dino.data.datasets.paths import require
-from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowError, RowReport, check_yield
+from grounding_dino.data.datasets.rows import PHRASES_EVALUATOR, RowError, RowReport, check_pictures, check_yield
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -42,7 +42,7 @@ def register_flickr30k() -> None:
         name = f"flickr30k_{split}"
         if name not in DatasetCatalog:
             DatasetCatalog.register(name, functools.partial(_load_split, split, name))
-            MetadataCatalog.get(name).set(evaluator_type=TRAINING_ONLY if split == "train" else "flickr30k")
+            MetadataCatalog.get(name).set(evaluator_type=PHRASES_EVALUATOR)
 
 
 def _load_split(split: str, name: str) -> list[Record]:
@@ -71,7 +71,7 @@ def load_phrase_grounding(
         strict: refuse a file with an entry that is not in order; None: as DATASETS.STRICT_ON says.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or another picture folder.
         CocoFormatError: the file is no such json.
         RowError: no entry can be used, or with `strict` one cannot.
     """
@@ -80,6 +80,7 @@ def load_phrase_grounding(
     records = list(_records(content, image_root, sentences, report))
     report.settle(strict)
     check_yield(len(records), report)
+    check_pictures(records, image_root)
     if dataset_name is not None:
         set_metadata(dataset_name, json_file=json_file, image_root=image_root)
     return records
@@ -122,7 +123,8 @@ def _regions(image: Record, annotations: list[Record]) -> list[Region]:
     if not isinstance(asked, list):
         raise RowError("'tokens_positive_eval' that is no list of phrases", f"{asked!r}")
     phrases = [check_spans(spans, caption) for spans in asked]
-    return [Region(spans, [box for own, box in marked if set(own) & set(spans)]) for spans in phrases]
+    regions = [Region(spans, [box for own, box in marked if set(own) & set(spans)]) for spans in phrases]
+    return [region for region in regions if region.boxes]  # the others cannot be found
 
 
 def _phrase_types(image: Record, record: Record, sentences: Path, report: RowReport) -> list[list[str]]:

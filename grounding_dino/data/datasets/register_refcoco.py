@@ -13,13 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.data.datasets.coco_cleaning import read_coco
-from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.grefcoco_json import ANNOTATIONS
-from grounding_dino.data.datasets.mdetr import grounding_records
+from grounding_dino.data.datasets.mdetr import load_mdetr
 from grounding_dino.data.datasets.paths import require
-from grounding_dino.data.datasets.refexp_json import is_empty, load_refexp
-from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowReport, check_yield
+from grounding_dino.data.datasets.refexp_json import load_refexp
+from grounding_dino.data.datasets.rows import TRAINING_ONLY, check_pictures
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -67,6 +65,7 @@ def load_grouped_split(family: str, split: str, name: str) -> list[Record]:
     records = load_refexp(
         str(annotations), str(images), name, group_by_picture=True, targets_optional=family == "grefcoco"
     )
+    check_pictures(records, str(images))
     return [{**record, "token_score": "max"} for record in records]
 
 
@@ -77,14 +76,7 @@ def load_caption_split(family: str, split: str, name: str) -> list[Record]:
         FileNotFoundError: the annotations or the folder of pictures are absent.
     """
     annotations, images = _files(family, split)
-    content = read_coco(str(annotations))
-    named = [a for a in content["annotations"] if not is_empty(a)]
-    report = RowReport(str(annotations))
-    records = list(grounding_records({**content, "annotations": named}, str(images), report))
-    report.settle()
-    check_yield(len(records), report)
-    set_metadata(name, json_file=str(annotations), image_root=str(images))
-    return records
+    return load_mdetr(str(annotations), str(images), name)
 
 
 def _files(family: str, split: str) -> tuple[Path, Path]:
