@@ -52,7 +52,8 @@ class CocoSet:
         image_root: the folder that the pictures' `file_name` is relative to.
         hint: where the files come from, as `paths.require` takes it.
         fixes: corrected class names, a table of `label_names.NAME_FIXES`.
-        adapt_images: changes `images` (and `annotations`) of the content before it is checked.
+        adapt: changes the content, but for names of categories, before it is checked.
+        image_keys: further keys of pictures that records keep.
     """
 
     name: str
@@ -60,7 +61,7 @@ class CocoSet:
     image_root: str
     hint: str
     fixes: Mapping[str, str] = field(default_factory=dict)
-    adapt_images: Callable[[Record], Record] | None = None
+    adapt: Callable[[Record], Record] | None = None
     image_keys: tuple[str, ...] = ()
     evaluator_type: str = "coco"
 
@@ -116,7 +117,7 @@ def _first_file(paths: Sequence[str], hint: str) -> os.PathLike[str]:
 
 def _adapt(coco_set: CocoSet, content: Record) -> Record:
     content = {**content, "categories": renamed(content["categories"], coco_set.fixes)}
-    return coco_set.adapt_images(content) if coco_set.adapt_images else content
+    return coco_set.adapt(content) if coco_set.adapt else content
 
 
 def explain_missing_files(name: str, hint: str) -> None:
@@ -160,7 +161,7 @@ def _objects365_v2(split: str) -> CocoSet:
         f"objects365v2/{split}",
         OBJECTS365_HINT,
         NAME_FIXES["objects365_v2"],
-        adapt_images=objects365_v2_images,
+        adapt=objects365_v2_images,
     )
 
 

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import random
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -82,7 +83,7 @@ def load_odinw(entry: str, split: str) -> list[Record]:
         if (dataset_root() / json_file).is_file():
             return _asked_by_caption(_load(json_file, image_root, name, adapt), facts)
         records = _load(*_files(facts, "train"), name, adapt)
-        logger.info("%s: %s is not there; pictures are chosen by the benchmark's rule, seed %d", name, json_file, seed)
+        logger.info("%s: the benchmark's choice %s is not there; one is drawn with seed %d", name, json_file, seed)
         return _asked_by_caption(choose_few_shot(records, shots, seed), facts)
     return _asked_by_caption(_load(*_files(facts, split), name, adapt), facts)
 
@@ -106,7 +107,7 @@ def choose_few_shot(records: list[Record], shots: int, seed: int) -> list[Record
     return [records[index] for index in sorted(chosen)]
 
 
-def _load(json_file: str, image_root: str, name: str, adapt: Any) -> list[Record]:
+def _load(json_file: str, image_root: str, name: str, adapt: Callable[[Record], Record]) -> list[Record]:
     return load_coco(str(require(json_file, HINT)), str(require(image_root, HINT)), name, adapt=adapt)
 
 
