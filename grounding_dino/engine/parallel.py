@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,8 @@ def split_parameters(model: nn.Module, cfg: CfgNode) -> None:
         fsdp.fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=False)
     accept_whole_tensors(model)
+    # Each loss is a view of a tensor of losses. That would matter if they were changed in place, and they are not.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     logger.info("FSDP2: parameters are split over %d processes, %d layers apart", comm.get_world_size(), len(layers))
 
 

@@ -163,14 +163,17 @@ class SetCriterion(nn.Module):
     def _normalisers(
         self, targets: Sequence[Targets], denoising: DenoisingBatch | None, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Divisors of the matching and of the denoising losses: counts averaged over processes, at least 1."""
+        """Divisors of the matching and of the denoising losses: counts of all processes, at least 1, by their number.
+
+        Bounded before they are divided, so that the gradient, which is averaged over processes, does not depend on how
+        many share a batch. (The authors bound the quotient, which differs where processes outnumber targets.)
+        """
         num_targets = float(sum(len(t) for t in targets))
         num_positives = 0.0 if denoising is None else float(denoising.num_positives)
         counts = torch.tensor([num_targets, num_positives], device=device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(counts)
-            counts = counts / comm.get_world_size()
-        num_targets_mean, num_positives_mean = counts.clamp(min=1).unbind()
+        num_targets_mean, num_positives_mean = (counts.clamp(min=1) / comm.get_world_size()).unbind()
         return num_targets_mean, num_positives_mean
 
 
