@@ -95,3 +95,23 @@ def test_records_that_cannot_be_counted_are_refused(request, records, sentence):
 def test_ranks_are_checked():
     with pytest.raises(ValueError, match="ranks"):
         RefExpEvaluator(NAME, ranks=(0, 1))
+
+
+def test_the_truth_gives_100_and_swapped_expressions_do_not(evaluator):
+    truth = [
+        _output(([0.0, 0, 10, 10], 0.3, 0)),
+        _output(([20.0, 0, 30, 10], 0.5, 0), ([0.0, 20, 10, 30], 0.4, 1)),
+    ]
+    evaluator.reset()
+    evaluator.process(RECORDS, truth)
+    assert evaluator.evaluate()["refexp"] == {"P@1": 100, "P@2": 100, "mIoU": 100}
+    swapped = [truth[0], _output(([20.0, 0, 30, 10], 0.5, 1), ([0.0, 20, 10, 30], 0.4, 0))]
+    evaluator.process(RECORDS, swapped)
+    assert evaluator.evaluate()["refexp"]["P@2"] == pytest.approx(100 / 3)
+
+
+def test_the_protocol_names_score_and_match(request):
+    records = [{**RECORDS[0], "token_score": "max"}]
+    protocol = RefExpEvaluator(_registered(request, records), iou_threshold=0.6, prompt="one alone").protocol()
+    assert protocol["score"].startswith("of an expression's best token") and protocol["expressions"] == "1"
+    assert "0.6" in protocol["match"] and "1, 5, 10" in protocol["match"] and protocol["prompt"] == "one alone"
