@@ -3,8 +3,8 @@
 from grounding_dino.data.datasets.coco_cleaning import CocoFormatError
 from grounding_dino.data.datasets.coco_json import load_coco, register_coco
 from grounding_dino.data.datasets.extra import parse_dataset_argument, register_extra_datasets
-from grounding_dino.data.datasets.groups import dataset_groups, expand_config, expand_groups, unknown_name
 from grounding_dino.data.datasets.grit import GritReader, load_grit, register_grit
+from grounding_dino.data.datasets.groups import dataset_groups, expand_config, expand_groups, unknown_name
 from grounding_dino.data.datasets.mdetr import load_mdetr, register_mdetr
 from grounding_dino.data.datasets.odvg import OdvgReader, load_odvg, register_odvg
 from grounding_dino.data.datasets.refexp_json import load_refexp, register_refexp

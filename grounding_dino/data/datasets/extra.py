@@ -14,7 +14,7 @@ from grounding_dino.data.datasets.grit import load_grit
 from grounding_dino.data.datasets.mdetr import holds_referring_expressions, load_mdetr
 from grounding_dino.data.datasets.odvg import load_odvg
 from grounding_dino.data.datasets.refexp_json import load_refexp
-from grounding_dino.data.datasets.rows import TRAINING_ONLY, json_line_files
+from grounding_dino.data.datasets.rows import PHRASES_EVALUATOR, TRAINING_ONLY, json_line_files
 from grounding_dino.data.datasets.shards import first_row, is_grit, load_shards
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -32,7 +32,8 @@ _LOADERS: dict[str, Callable[[str, str, str], Sequence[dict[str, Any]]]] = {
 }
 _EVALUATORS = {
     **{"coco": "coco", "refexp": "refexp", "odvg": "coco"},  # ODVG's captions say otherwise when they are read
-    **dict.fromkeys(("mdetr", "grit", "tar"), TRAINING_ONLY),
+    **dict.fromkeys(("mdetr", "grit"), PHRASES_EVALUATOR),
+    "tar": TRAINING_ONLY,
 }
 _TITLES = {
     "refexp": "referring expressions",

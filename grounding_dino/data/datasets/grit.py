@@ -16,7 +16,7 @@ from grounding_dino.data.datasets.captions import Region, caption_record, pictur
 from grounding_dino.data.datasets.coco_cleaning import CleaningReport
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.rows import (
-    TRAINING_ONLY,
+    PHRASES_EVALUATOR,
     RowError,
     RowLeftOut,
     RowReport,
@@ -141,7 +141,7 @@ def load_grit(
     check_yield(len(records), report)
     check_pictures(records, image_root)
     if dataset_name is not None:
-        set_metadata(dataset_name, image_root=image_root, evaluator_type=TRAINING_ONLY)
+        set_metadata(dataset_name, image_root=image_root)
     return with_own_ids(records)
 
 
@@ -153,7 +153,7 @@ def register_grit(
     phrases: str = "noun_chunks",
     strict: bool | None = None,
 ) -> None:
-    """Make GRIT rows known under `name` for DATASETS.TRAIN; nothing is read before it is used.
+    """Make GRIT rows known under `name`; nothing is read before it is used.
 
     Raises:
         ValueError: the name is taken, or `min_score` or `phrases` is none.
@@ -163,4 +163,4 @@ def register_grit(
     GritReader(image_root, min_score, phrases)  # refuses wrong parameters here and not in the middle of a start
     load = functools.partial(load_grit, path, image_root, name, min_score, phrases, strict)
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(image_root=image_root, evaluator_type=TRAINING_ONLY)
+    MetadataCatalog.get(name).set(image_root=image_root, evaluator_type=PHRASES_EVALUATOR)

@@ -16,7 +16,7 @@ from grounding_dino.data.datasets.captions import Region, caption_record, pictur
 from grounding_dino.data.datasets.coco_cleaning import read_coco
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.refexp_json import is_empty
-from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowError, RowReport, check_pictures, check_yield
+from grounding_dino.data.datasets.rows import PHRASES_EVALUATOR, RowError, RowReport, check_pictures, check_yield
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -128,7 +128,7 @@ def _record(
 
 
 def register_mdetr(name: str, json_file: str, image_root: str, strict: bool | None = None) -> None:
-    """Make an MDETR json known under `name` for DATASETS.TRAIN; nothing is read before it is used.
+    """Make an MDETR json known under `name`; nothing is read before it is used.
 
     Raises:
         ValueError: the name is taken.
@@ -136,4 +136,4 @@ def register_mdetr(name: str, json_file: str, image_root: str, strict: bool | No
     if name in DatasetCatalog:
         raise ValueError(f"there is a data set {name!r} already; choose another name")
     DatasetCatalog.register(name, functools.partial(load_mdetr, json_file, image_root, name, strict))
-    MetadataCatalog.get(name).set(image_root=image_root, evaluator_type=TRAINING_ONLY)
+    MetadataCatalog.get(name).set(image_root=image_root, evaluator_type=PHRASES_EVALUATOR)

@@ -25,7 +25,7 @@ from grounding_dino.data.datasets.coco_cleaning import (
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.label_names import prompt_name
 from grounding_dino.data.datasets.rows import (
-    TRAINING_ONLY,
+    PHRASES_EVALUATOR,
     RowError,
     RowReport,
     check_pictures,
@@ -314,7 +314,7 @@ def load_odvg(
         records = [record if "caption" in record else {**record, **own} for record in records]
     if dataset_name is not None:
         classes = {"thing_classes": reader.class_names} if detection else {}
-        kind = "coco" if detection else TRAINING_ONLY
+        kind = "coco" if detection else PHRASES_EVALUATOR
         set_metadata(dataset_name, image_root=image_root, evaluator_type=kind, **classes)
     return with_own_ids(records)
 
@@ -322,9 +322,9 @@ def load_odvg(
 def register_odvg(
     name: str, path: str, image_root: str, names_file: str | None = None, strict: bool | None = None
 ) -> None:
-    """Make ODVG rows known under `name` for DATASETS.TRAIN; nothing is read before it is used.
+    """Make ODVG rows known under `name`; nothing is read before it is used.
 
-    Detection rows can stand in DATASETS.TEST too, where they are scored as COCO's are.
+    Detection rows are scored as COCO's are, captions by the recall of their phrases.
 
     Raises:
         ValueError: the name is taken.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grounding_dino.data.datasets.extra import annotation_format
@@ -131,7 +130,11 @@ def load_grounding_set(grounding_set: GroundingSet) -> list[Record] | LazyRecord
         FileNotFoundError: annotations or pictures are absent; the message says where they come from.
         ValueError: the annotations cannot be used.
     """
-    path = require(_first(grounding_set.annotations), grounding_set.hint)
+    candidates = grounding_set.annotations
+    found = [path for path in candidates if (dataset_root() / path).exists()]
+    path = require(
+        (found or candidates)[0], f"{grounding_set.hint}; also read where it is: {', '.join(candidates[1:])}"
+    )
     packed = path.is_dir() and any(path.glob("*.tar"))
     images = str(dataset_root() if packed else require(grounding_set.image_root, grounding_set.hint))
     if not packed and annotation_format(str(path)) == "mdetr":
@@ -139,8 +142,3 @@ def load_grounding_set(grounding_set: GroundingSet) -> list[Record] | LazyRecord
     label_map = dataset_root() / grounding_set.label_map
     names_file = str(label_map) if grounding_set.label_map and label_map.is_file() else None
     return load_shards(str(path), images, grounding_set.name, names_file, grounding_set.fixes)
-
-
-def _first(candidates: Sequence[str]) -> Path:
-    """The first candidate that is there; the first of all, where none is."""
-    return Path(next((path for path in candidates if (dataset_root() / path).exists()), candidates[0]))

@@ -25,6 +25,7 @@ Record = dict[str, Any]
 RowReader = Callable[[Record, CleaningReport | None], Record]
 
 TRAINING_ONLY = "none: captions of this kind can be trained on, not scored"  # an evaluator_type that nothing scores
+PHRASES_EVALUATOR = "flickr30k"  # the evaluator_type of captions whose phrases all have boxes
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json")
 _CHECKED_PICTURES = 20
