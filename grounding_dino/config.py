@@ -236,7 +236,7 @@ def _add_fine_tuning(cfg: CN) -> None:
 
 
 def _add_evaluation(cfg: CN) -> None:
-    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300  # best (query, category) pairs; of every prompt, and of a picture's together
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
     cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture that COCO's AP counts (COCO: 100)

@@ -75,7 +75,7 @@ class TopPerCategory:
     """
 
     def __init__(self, num_categories: int, limit: int = FIXED_DETECTIONS, buffer: int = 4_000_000) -> None:
-        """`buffer`: rows taken in before what is no longer among the best is dropped."""
+        """`buffer`: rows taken in, at least, before what is no longer among the best is dropped."""
         self.limit = limit
         self.buffer = buffer
         self._kept = Detections.empty()
@@ -88,7 +88,7 @@ class TopPerCategory:
         detections = detections[detections.scores >= self._floor[detections.categories]]
         self._new.append(detections)
         self._num_new += len(detections)
-        if self._num_new > self.buffer:
+        if self._num_new > max(self.buffer, len(self._kept)):  # sorting the kept ones over and over would take long
             self._drop_surplus()
 
     def result(self) -> Detections:
