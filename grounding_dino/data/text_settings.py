@@ -15,7 +15,7 @@ from grounding_dino.text.prompt import name_fault
 from grounding_dino.text.tokenizer import build_tokenizer
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +131,15 @@ def check_names(cfg: CfgNode, names: Iterable[str], where: str) -> None:
             )
 
 
-def check_record_names(cfg: CfgNode, records: Iterable[Mapping[str, Any]], dataset: str) -> None:
-    """:func:`check_names` of the categories and expressions that records bring along.
+def check_all_names(cfg: CfgNode, records: Iterable[Mapping[str, Any]], dataset: str) -> None:
+    """:func:`check_names` of a loaded data set: of its classes, as prompts write them, and of what its records bring.
 
     Raises:
-        ValueError: one cannot stand in a prompt.
+        ValueError: one cannot stand in a prompt, or DATASETS.TEXT makes no sense.
     """
+    settings = settings_by_dataset(cfg).get(dataset)
+    classes = MetadataCatalog.get(dataset).get("thing_classes", None) or ()
+    check_names(cfg, rename(classes, settings.prompt_names if settings else {}, dataset), f"the data set {dataset!r}")
     for record in records:
         if "categories" in record:
             check_names(cfg, record["categories"], f"{record.get('file_name')} (data set {dataset!r})")

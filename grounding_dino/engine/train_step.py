@@ -85,14 +85,15 @@ class TrainStep(SimpleTrainer):
         for index, (part, share) in enumerate(zip(parts, _shares(parts))):
             waits = index < len(parts) - 1
             with unsynchronised(self.model) if waits else contextlib.nullcontext():
-                losses = self._losses(part)
+                losses = self.losses_of(part)
                 self.grad_scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
             for name, loss in losses.items():
                 value = loss.detach() * share
                 total[name] = total[name] + value if name in total else value
         return total
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses_of(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by name, in the precision of SOLVER.AMP."""
         with self._autocast():
             try:
                 losses = self.model(batch)

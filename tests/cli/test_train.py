@@ -1,90 +1,25 @@
-"""`train_net.py`: arguments, data sets from the command line, evaluation, and runs of several processes."""
+"""`train_net.py`: arguments, data sets from the command line, evaluation, and errors in words."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from grounding_dino.cli import train as train_module
-from grounding_dino.cli.train import build_parser, load_config, main, processes_wanted, run
+from grounding_dino.cli.train import build_parser, check_equal_starts, load_config, main, processes_wanted, run
 from grounding_dino.data.datasets import register_refexp
 from grounding_dino.engine.trainer import Trainer
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 TOP = ("AP", "AP50")
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Loggers and data sets are put back: a run sets up and registers some. One thread is enough for tiny models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    loggers = [logging.getLogger(name) for name in ("grounding_dino", "detectron2", "fvcore")]
-    before = [(log, log.handlers[:], log.propagate, log.level) for log in loggers]
-    names = set(DatasetCatalog)
-    yield
-    torch.set_num_threads(threads)
-    for log, handlers, propagate, level in before:
-        log.handlers[:], log.propagate = handlers, propagate
-        log.setLevel(level)
-    for name in set(DatasetCatalog) - names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-@pytest.fixture
-def coco(tmp_path: Path) -> str:
-    """`annotations.json:folder` of five pictures, one of them empty; category ids have gaps and are in no order."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(1, 6):
-        pixels = rng.integers(0, 100, (48, 64, 3), dtype=np.uint8)
-        pixels[10:30, 10 * number : 10 * number + 20] = (250, 20, 20) if number % 2 else (20, 20, 250)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": 7 * number, "file_name": f"{number}.png", "height": 48, "width": 64})
-        if number == 5:
-            continue
-        annotation = {"id": number, "image_id": 7 * number, "category_id": 91 if number % 2 else 4}
-        annotations.append({**annotation, "bbox": [10 * number, 10, 20, 20], "area": 400, "iscrowd": 0})
-    categories = [{"id": 91, "name": "red box"}, {"id": 4, "name": "blue box"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
-    return f"{tmp_path / 'boxes.json'}:{folder}"
-
-
-@pytest.fixture
-def command(tiny_cfg: CfgNode, coco: str, tmp_path: Path) -> Callable[..., list[str]]:
-    """`command(*flags, opts=())`: the arguments of a tiny run on the data set `boxes`."""
-    cfg = tiny_cfg.clone()
-    cfg.merge_from_list(["DATASETS.TRAIN", ("boxes",), "DATASETS.TEST", ("boxes",), "DATALOADER.NUM_WORKERS", 0])
-    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (80,), "INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TRAIN", 120])
-    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SEED", 1, "MODEL.DEVICE", "cuda"])
-    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.RELEASE.URL", ""])
-    file = tmp_path / "tiny.yaml"
-    file.write_text(cfg.dump())
-
-    def build(*flags: str, opts: tuple[str, ...] = ()) -> list[str]:
-        return ["--config-file", str(file), "--dataset", f"boxes={coco}", *flags, *opts]
-
-    return build
 
 
 def log_of(tmp_path: Path) -> str:
@@ -256,115 +191,59 @@ def test_processes_that_compute_on_the_cpu_do_not_see_gpus(monkeypatch: pytest.M
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-# ------------------------------------------------------------------------------------------------- several processes
+# ------------------------------------------------------------------------------------------------------------ errors
 
 
-def train_net(arguments: list[str], script: Path = ROOT / "train_net.py") -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def weights_and_optimizer(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    content = torch.load(file, weights_only=True)
-    return content["model"], content["trainer"]["_trainer"]["optimizer"]["state"]
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    opts = ("DATASETS.TEST", "()", "SOLVER.MAX_ITER", "40", "SOLVER.CHECKPOINT_PERIOD", "10", "SEED", "-1")
-    killed = train_net(command(opts=opts))
-    checkpoint = tmp_path / "out" / "model_0000009.pth"
-    while not checkpoint.is_file() and killed.poll() is None:
-        time.sleep(0.005)
-    time.sleep(0.1)  # a few iterations later, or while the next checkpoint is written
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert checkpoint.is_file() and not (tmp_path / "out" / "model_final.pth").exists()
-
-    resumed = train_net(command("--resume", opts=(*opts, "DATALOADER.NUM_WORKERS", "2")))
-    assert_finished(resumed)
-    seed = torch.load(checkpoint, weights_only=True)["trainer"]["seed"]
-    whole = train_net(command(opts=(*opts, "SEED", str(seed), "OUTPUT_DIR", str(tmp_path / "whole"))))
-    assert_finished(whole)
-    left, right = (weights_and_optimizer(tmp_path / name / "model_final.pth") for name in ("out", "whole"))
-    assert all(torch.equal(tensor, right[0][name]) for name, tensor in left[0].items())
-    for index, state in left[1].items():
-        assert all(torch.equal(value, right[1][index][key]) for key, value in state.items())
-
-
-def assert_finished(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    return output
-
-
-TWO = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "4")
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    # without random numbers in the step: denoising would draw other ones in each process
-    opts = (*TWO, "MODEL.DENOISING.ENABLED_ON", "False", "INPUT.RANDOM_FLIP", "none", "SOLVER.MAX_ITER", "3")
-    opts = (*opts, "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.01", "SOLVER.WARMUP_ITERS", "0")
-    output = assert_finished(train_net(command("--num-gpus", "2", opts=opts)))
-    assert "boxes bbox" in output.split("results:\n")[1], "both processes' results are gathered"
-    alone = parsed(command(opts=(*opts, "OUTPUT_DIR", str(tmp_path / "alone"))))
-    initial = Trainer(load_config(alone)).model.state_dict()
-    run(alone)
-    learned = []
-    for name in ("out", "alone"):
-        weights = weights_and_optimizer(tmp_path / name / "model_final.pth")[0]
-        learned.append(torch.cat([(tensor - initial[name]).flatten() for name, tensor in weights.items()]))
-    assert float((learned[0] - learned[1]).norm()) < 1e-2 * float(learned[1].norm())
-
-
-@pytest.mark.slow
-def test_two_processes_resume_and_meet_pictures_without_objects(
-    command: Callable[..., list[str]], tmp_path: Path
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("MODEL.WEIGHTS", "nowhere.pth"), "there is no checkpoint at nowhere.pth"),
+        (("DATASETS.TRAIN", "('boxes3',)"), "there is no data set 'boxes3'"),
+        (("SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"), "this step changed no weight"),
+    ],
+)
+def test_errors_of_a_run_end_in_a_sentence_and_leave_their_traceback_in_the_log(
+    command: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    opts: tuple[str, ...],
+    message: str,
 ) -> None:
-    opts = (*TWO, "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", "4")
-    assert_finished(train_net(command("--num-gpus", "2", opts=(*opts, "SOLVER.MAX_ITER", "8"))))
-    whole = weights_and_optimizer(tmp_path / "out" / "model_final.pth")[0]
-    (tmp_path / "out" / "last_checkpoint").write_text("model_0000003.pth")
-    again = assert_finished(train_net(command("--num-gpus", "2", "--resume", opts=(*opts, "SOLVER.MAX_ITER", "8"))))
-    assert "this run goes on with iteration 4 of 8" in again
-    resumed = weights_and_optimizer(tmp_path / "out" / "model_final.pth")[0]
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    arguments = command(opts=("SOLVER.MAX_ITER", "4", "DATASETS.TEST", "()", "SOLVER.WARMUP_ITERS", "0", *opts))
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert str(exit_.value).startswith("train_net.py: error: ") and message in str(exit_.value)
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    assert "Traceback" in log_of(tmp_path) and message in log_of(tmp_path)
+
+    with pytest.raises((ValueError, FloatingPointError), match=message):
+        main(["--debug", *arguments])
 
 
-SPOILT = """
-import grounding_dino
-from grounding_dino.cli import train
-from grounding_dino.data.datasets import register_refexp
-from grounding_dino.engine.trainer import Trainer
-from detectron2.engine import HookBase
-from detectron2.utils import comm
-
-class Spoil(HookBase):
-    def before_step(self):
-        if comm.get_rank() == 1 and self.trainer.iter == 1:
-            self.trainer.model.module.criterion.weights["giou"] = float("nan")
-
-def build_hooks(trainer, original=Trainer.build_hooks):
-    return [*original(trainer), Spoil()]
-
-Trainer.build_hooks = build_hooks
-if __name__ == "__main__":
-    train.main()
-"""
+def test_an_error_of_the_program_itself_keeps_its_traceback(
+    command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "resume_or_load", lambda trainer, resume: [][0])
+    with pytest.raises(IndexError):
+        main(command())
+    monkeypatch.setattr(Trainer, "resume_or_load", lambda trainer, resume: torch.nn.Linear(2, 2)(torch.zeros(3)))
+    with pytest.raises(RuntimeError):
+        main(command())
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_process_ends_all(command: Callable[..., list[str]], tmp_path: Path) -> None:
-    script = tmp_path / "spoilt.py"
-    script.write_text(SPOILT)
-    process = train_net(command("--num-gpus", "2", opts=TWO), script=script)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode != 0
-    assert "NonFiniteError: loss_giou" in output or "NonFiniteError: the gradient of" in output, output
+def test_processes_on_machines_without_a_common_folder_are_refused() -> None:
+    check_equal_starts([6, 6], "output")
+    with pytest.raises(ValueError, match=r"from the iterations \[6, 0\]: OUTPUT_DIR 'output' has to be one folder"):
+        check_equal_starts([6, 0], "output")
+
+
+def test_torchrun_and_numbers_of_processes_do_not_go_together(
+    command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**worker, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(command("--num-gpus", "2"))
+    assert "torchrun (or submitit) has started the processes of this run" in capsys.readouterr().err

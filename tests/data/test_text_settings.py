@@ -9,7 +9,7 @@ from typing import Any
 
 from grounding_dino.data.datasets.groups import expand_groups
 from grounding_dino.data.mappers import build_mapper
-from grounding_dino.data.text_settings import check_record_names, settings_by_dataset
+from grounding_dino.data.text_settings import check_all_names, settings_by_dataset
 from grounding_dino.model_zoo import merge_options
 
 import numpy as np
@@ -231,9 +231,9 @@ def test_names_longer_than_a_prompt_are_met_at_the_start(mapper: Callable[..., A
 
 def test_categories_of_records_are_checked_too(tiny_cfg: CfgNode, record: Callable[..., Record]) -> None:
     records = [record("special", 0, categories=["the cat"]), record("special", 0, categories=["the very small cat"])]
-    check_record_names(tiny_cfg, records, "special")
+    check_all_names(tiny_cfg, records, "special")
     tiny_cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 6
     with pytest.raises(
         ValueError, match=r"the name 'the very small cat' of .*a.png \(data set 'special'\) has 4 tokens"
     ):
-        check_record_names(tiny_cfg, records, "special")
+        check_all_names(tiny_cfg, records, "special")

@@ -62,7 +62,9 @@ def load_d3(
     """
     scenarios = read_scenarios(groups_file)
     records = load_coco(json_file, image_root, dataset_name, score_copy=False)
-    contiguous = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
+    metadata = MetadataCatalog.get(dataset_name)
+    contiguous = metadata.thing_dataset_id_to_contiguous_id
+    del metadata.thing_classes  # annotations number what their own picture is asked for
     numbers = {index: number for number, index in contiguous.items()}
     unknown = sorted(set(contiguous) - set(scenarios.texts))
     if unknown:
