@@ -18,21 +18,27 @@ from PIL import Image
 
 
 @pytest.fixture
-def as_before() -> Iterator[None]:
-    """Loggers and data sets are put back: a run sets up and registers some. One thread is enough for tiny models."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def tools_leave_no_trace() -> Iterator[None]:
+    """Loggers and registered data sets are as before afterwards."""
     loggers = [logging.getLogger(name) for name in ("grounding_dino", "detectron2", "fvcore")]
     before = [(log, log.handlers[:], log.propagate, log.level) for log in loggers]
     names = set(DatasetCatalog)
     yield
-    torch.set_num_threads(threads)
     for log, handlers, propagate, level in before:
         log.handlers[:], log.propagate = handlers, propagate
         log.setLevel(level)
     for name in set(DatasetCatalog) - names:
         DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def as_before(tools_leave_no_trace: None) -> Iterator[None]:
+    """A run, too, leaves no trace. One thread is enough for tiny models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
