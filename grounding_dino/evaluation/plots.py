@@ -95,7 +95,7 @@ def draw_bars(bars: Sequence[tuple[str, float]], num_categories: int, task: str)
     axes = figure.add_subplot()
     places = np.arange(len(bars))
     axes.barh(places, [value for _, value in bars])
-    for place, (_, value) in zip(places, bars):
+    for place, (_, value) in enumerate(bars):
         axes.text(value + 0.5, place, f"{value:.1f}", va="center", fontsize=7)
     axes.set_yticks(places, [_short(name) for name, _ in bars], fontsize=8)
     axes.set(xlim=(0, 108), xlabel="AP (%)")

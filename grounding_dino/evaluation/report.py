@@ -126,9 +126,9 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
     """
     present = list(dict.fromkeys(dataset for dataset, _, _ in rows))
     groups: dict[frozenset[str], str] = {}
-    for name, members in dataset_groups().items():
-        if set(members) <= set(present):
-            groups.setdefault(frozenset(members), name)
+    for name, listed in dataset_groups().items():
+        if set(listed) <= set(present):
+            groups.setdefault(frozenset(listed), name)
     groups.setdefault(frozenset(present), "all")
     means: list[Row] = []
     for members, name in groups.items():
