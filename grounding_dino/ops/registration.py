@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 from grounding_dino.ops import loader
-from grounding_dino.ops.twin import ms_deform_attn_torch
+from grounding_dino.ops.twin import ms_deform_attn_in_order, ms_deform_attn_torch
 
 import torch
 from torch import Tensor
@@ -266,9 +266,12 @@ def ms_deform_attn(
 
     Arguments, result and what counts as outside: `ms_deform_attn_torch`. Kernels exist for fp32 and bf16 values on
     CPUs and for fp32, bf16 and fp16 values on NVIDIA GPUs; the CPU kernel's results do not depend on the number of
-    threads. Raises ValueError where shapes do not fit each other or a level leaves the values (native kernels).
+    threads. Where torch is to use deterministic algorithms only, gradients on GPUs come from `ms_deform_attn_in_order`.
+    Raises ValueError where shapes do not fit each other or a level leaves the values (native kernels).
     """
     arguments = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    if value.is_cuda and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
+        return ms_deform_attn_in_order(*arguments)
     if _operator_fits(value):
         output: Tensor = torch.ops.grounding_dino.ms_deform_attn(*arguments)
         return output

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from grounding_dino.engine import environment
+from grounding_dino.engine.trainer import Trainer
 
 import pytest
 import torch
@@ -42,3 +45,34 @@ def test_cores_are_shared_between_processes(tiny_cfg: CfgNode, monkeypatch: pyte
     tiny_cfg.MODEL.DEVICE = "cuda"
     environment.share_cpu_cores(tiny_cfg)
     assert given == [3, 1]
+
+
+@pytest.fixture
+def algorithms_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_runs_on_several_threads_are_equal_bit_for_bit(
+    train_cfg: Callable[..., CfgNode], algorithms_as_before: None
+) -> None:
+    Trainer(train_cfg())
+    assert not torch.are_deterministic_algorithms_enabled(), "only where it is asked for"
+    states = []
+    for output in ("first", "second"):
+        trainer = Trainer(train_cfg("SOLVER.DETERMINISTIC_ON", True, output=output))
+        torch.set_num_threads(2)
+        trainer.train()
+        states.append(trainer.model.state_dict())
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert environment.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_workspace_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch, algorithms_as_before: None) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    environment.make_deterministic()
+    assert environment.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from grounding_dino.ops import ms_deform_attn_torch
+from grounding_dino.ops.twin import ms_deform_attn_in_order
 
 import pytest
 import torch
@@ -87,3 +88,20 @@ def test_nothing_in_nothing_out(empty: str) -> None:
     assert output.shape == (value.shape[0], locations.shape[1], 6)
     output.sum().backward()
     assert value.grad is not None and not value.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_form_with_gradients_in_order_is_the_same_function(dtype: torch.dtype) -> None:
+    value, locations, weights = _inputs()
+    for place, coordinate in enumerate((math.nan, math.inf, 1e30, -1e30)):
+        locations[0, 1, 0, 1, 0, 0], locations[1, place % 3, 1, 0, 1] = coordinate, coordinate
+    results = []
+    for function in (ms_deform_attn_torch, ms_deform_attn_in_order):
+        leaves = [t.to(dtype).requires_grad_() for t in (value, locations, weights)]
+        output = function(leaves[0], SHAPES, STARTS, leaves[1], leaves[2])
+        assert output.dtype == dtype
+        (output.double() ** 2).sum().backward()
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
