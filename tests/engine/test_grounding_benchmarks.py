@@ -201,12 +201,22 @@ def test_the_score_from_which_a_box_is_an_answer_is_configured(train_cfg: Config
     assert of == {0.7: 100, 0.95: 0}
 
 
-def test_only_so_many_detections_of_a_description_count(train_cfg: ConfigBuilder, tiny_model: nn.Module) -> None:
-    found = [
-        Trainer.test(train_cfg("DATASETS.TEST", ("d3_full",), "TEST.MAX_DETECTIONS", number), tiny_model)["d3"]
-        for number in (1, 100)
-    ]
-    assert found[0] != found[1]
+class Hasty(Oracle):
+    """Gives a wrong box of each thing before the right one."""
+
+    def _answer(self, record: dict[str, Any]) -> Instances:
+        right = super()._answer(record)
+        wrong = Instances(right.image_size, **right.get_fields())
+        wrong.pred_boxes = Boxes(right.pred_boxes.tensor * 0.1)
+        wrong.scores = right.scores + 0.05
+        return Instances.cat([wrong, right])
+
+
+def test_only_so_many_detections_of_a_description_count(train_cfg: ConfigBuilder) -> None:
+    model = Hasty("d3_full")
+    for number, expected in ((1, 0), (2, 50)):  # in the end one of two is right, in all pictures together
+        cfg = train_cfg("DATASETS.TEST", ("d3_full",), "TEST.MAX_DETECTIONS", number)
+        assert Trainer.test(cfg, model)["d3"]["AP50"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["refcoco_train", "refcoco_train_grouped", "grefcoco_train", "flickr30k_train"])
@@ -234,9 +244,18 @@ def test_two_processes_give_the_numbers_of_one(train_cfg: ConfigBuilder, tiny_mo
         command = [sys.executable, str(ROOT / "train_net.py"), *arguments, "OUTPUT_DIR", str(output)]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        found.append({name: json.loads((output / f"inference/{name}/metrics.json").read_text()) for name in NAMES})
+        found.append(
+            {
+                name: [json.loads((output / "inference" / name / part).read_text()) for part in ("metrics.json", file)]
+                for name, _, _, file in EVALUATIONS
+            }
+        )
     one, two = found
     for name in NAMES:
-        assert "on 2 processes" in two[name]["protocol"]["pictures"]
-        assert one[name]["metrics"] == two[name]["metrics"]
-        assert any(value for metrics in one[name]["metrics"].values() for value in metrics.values()), name
+        (alone, answers), (shared, same_answers) = one[name], two[name]
+        assert "on 2 processes" in shared["protocol"]["pictures"]
+        assert alone["metrics"] == shared["metrics"]
+        assert answers and answers == same_answers
+    assert any(
+        value for alone, _ in one.values() for metrics in alone["metrics"].values() for value in metrics.values()
+    )
