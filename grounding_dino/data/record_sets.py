@@ -53,6 +53,11 @@ class RecordSet(Protocol):
         """A column of :data:`FACTS`."""
 
 
+def as_column(values: array, dtype: np.dtype) -> np.ndarray:
+    """An array's memory, which it cannot change the size of any more, as numpy's."""
+    return np.frombuffer(values, dtype=dtype) if len(values) else np.zeros(0, dtype=dtype)
+
+
 class FactsBuilder:
     """Collects the facts of records one by one, in compact arrays."""
 
@@ -80,8 +85,8 @@ class FactsBuilder:
         columns["classes"].extend(classes)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All columns so far."""
-        return {name: np.array(self._columns[name], dtype=dtype) for name, dtype in FACTS.items()}
+        """All columns so far, which share their memory with this; no more can be added then."""
+        return {name: as_column(self._columns[name], dtype) for name, dtype in FACTS.items()}
 
 
 class ListRecords(Sequence[Record]):

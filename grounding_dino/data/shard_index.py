@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from grounding_dino import __version__
 from grounding_dino.data.datasets.rows import RowError, RowReader, RowReport, parse_row
-from grounding_dino.data.record_sets import FACTS, FactsBuilder
+from grounding_dino.data.record_sets import FACTS, FactsBuilder, as_column
 from grounding_dino.ops.loader import cache_root
 
 import numpy as np
@@ -115,7 +115,7 @@ def _index_file(path: str, reader: RowReader) -> Path:
 
 def _save(file: Path, header: Record, columns: dict[str, np.ndarray]) -> None:
     """A line of JSON, then the columns; under another name until it is whole."""
-    blocks = [np.ascontiguousarray(columns[name], dtype=dtype).tobytes() for name, dtype in _COLUMNS.items()]
+    blocks = [columns[name].view(np.uint8) for name in _COLUMNS]
     sums = [zlib.crc32(block) for block in blocks]
     lengths = [len(columns[name]) for name in _COLUMNS]
     line = json.dumps({**header, "lengths": lengths, "sums": sums})
@@ -125,7 +125,7 @@ def _save(file: Path, header: Record, columns: dict[str, np.ndarray]) -> None:
         handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
         with os.fdopen(handle, "wb") as output:
             output.write(line.encode())
-            output.writelines(blocks)
+            output.writelines(blocks)  # type: ignore[arg-type]
         os.replace(partial, file)
     except OSError as error:
         raise OSError(
@@ -193,7 +193,7 @@ def _build(path: str, reader: RowReader, size: int) -> tuple[dict[str, np.ndarra
             reported = time.monotonic()
             done = 100 * row.start / max(size, 1)
             logger.info("indexing %s: %d rows, %.0f %%", path, len(places["start"]), done)
-    return {**{name: np.array(values, dtype=np.int64) for name, values in places.items()}, **facts.columns()}, report
+    return {**{name: as_column(places[name], dtype) for name, dtype in _PLACES.items()}, **facts.columns()}, report
 
 
 def _json_rows(path: str, report: RowReport) -> Iterator[_Row]:
