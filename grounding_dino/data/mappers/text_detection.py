@@ -226,7 +226,7 @@ class TextDetectionMapper:
     def _whole_text(self, record: Record) -> Record:
         if "caption" in record:
             return {key: record[key] for key in ("caption", "phrases") if key in record}
-        text = {"categories": list(self._names(record))}
+        text: Record = {"categories": list(self._names(record))}
         if record.get("referring"):
             text.update({key: record[key] for key in ("referring", "token_score") if key in record})
             text["names_per_prompt"] = self.descriptions_per_prompt
