@@ -63,7 +63,7 @@ def test_the_speed_is_logged(train_cfg: ConfigBuilder, caplog: pytest.LogCapture
     lines = [message for message in caplog.messages if "images/s" in message]
     assert [line.split(":")[0] for line in lines] == ["20 of 21 iterations", "21 of 21 iterations"]
     assert "peak memory (RSS)" in lines[0] and lines[1].endswith("ETA 0:00:00")
-    assert "training on 8 pictures; an epoch of them takes 4.0 iterations" in caplog.text
+    assert "training on 8 pictures; an epoch of 8 takes 4.0 iterations" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------- weights to start from
@@ -115,6 +115,12 @@ def test_weights_with_gaps_take_the_backbone_from_its_own_file(train_cfg: Config
     trainer.resume_or_load(False)
     expected = {**whole.model.state_dict(), **{f"backbone.{name}": tensor for name, tensor in backbone.items()}}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupCosineLR"])
+def test_a_training_of_no_step_is_refused(train_cfg: ConfigBuilder, schedule: str) -> None:
+    with pytest.raises(ValueError, match="SOLVER.MAX_ITER is 0; give 1 or more"):
+        Trainer(train_cfg("SOLVER.MAX_ITER", 0, "SOLVER.LR_SCHEDULER_NAME", schedule))
 
 
 # --------------------------------------------------------------------------------------------------------- data sets
