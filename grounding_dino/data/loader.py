@@ -56,7 +56,7 @@ class StreamDataset(Dataset):
 
     def _sample(self, index: int) -> dict:
         others = self.records.places(self.records.part_of(index))
-        replaced = []
+        replaced: list[str] = []
         for _ in range(MAX_RETRIES):
             record = self.records[index]
             name = record.get("file_name", f"record {index}")
@@ -123,7 +123,8 @@ class BatchStream(Sampler):
         self.start = 0
         sets = RecordSets.of(records)
         self._weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        self.epoch_size = len(sets) if self._weights is None else round(float(self._weights.sum()))
+        drawn = len(sets) if self._weights is None else round(float(self._weights.sum()))
+        self.epoch_size = len(sets) if shares is not None else drawn
         self._shares = shares
         self._orders = set_orders(sets, None if self._weights is None else self._weights.numpy(), shares is not None)
         # grouping pictures of one orientation keeps padding small
@@ -281,7 +282,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     log_shares(records, cfg.DATASETS.WEIGHTS, shares, None if factors is None else factors.numpy())
     pictures = pictures_an_epoch(loader)
     logger.info(
-        "training on %d pictures; an epoch, %d pictures, takes %.1f iterations",
+        "training on %d pictures; an epoch of %d takes %.1f iterations",
         *(len(records), pictures, pictures / cfg.SOLVER.IMS_PER_BATCH),
     )
     return loader
@@ -300,6 +301,8 @@ def check_label_count(cfg: CfgNode, records: Sequence[dict], mapper: Callable[[d
         return
     sets = RecordSets.of(records)
     candidates = [sets[place] for place in _longest_prompts(sets, cfg.MODEL.DENOISING.NUM_LABELS)]
+    if not candidates:
+        return
     if not candidates:
         return
     most, record = max(((mapper.most_labels(record), record) for record in candidates), key=lambda found: found[0])

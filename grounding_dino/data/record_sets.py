@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, cast, overload
 
 from grounding_dino.data.mappers.own_text import phrases_of
 
@@ -133,13 +133,13 @@ class RecordSets(Sequence[Record]):
         self._ends = np.cumsum([0, *self.sizes], dtype=np.int64)
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> RecordSets:
+    def of(cls, records: Sequence[Record] | RecordSet) -> RecordSets:
         """`records` as such, with a list's records kept as bytes."""
         if isinstance(records, RecordSets):
             return records
         if not len(records):
             return cls([])
-        return cls([records if hasattr(records, "column") else ListRecords(records)])
+        return cls([ListRecords(records) if isinstance(records, (list, tuple)) else cast(RecordSet, records)])
 
     def __len__(self) -> int:
         return int(self._ends[-1])

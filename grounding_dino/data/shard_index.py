@@ -115,7 +115,7 @@ def _index_file(path: str, reader: RowReader) -> Path:
 
 def _save(file: Path, header: Record, columns: dict[str, np.ndarray]) -> None:
     """A line of JSON, then the columns; under another name until it is whole."""
-    blocks = [columns[name].view(np.uint8) for name in _COLUMNS]
+    blocks = [columns[name].view(np.uint8).data for name in _COLUMNS]
     sums = [zlib.crc32(block) for block in blocks]
     lengths = [len(columns[name]) for name in _COLUMNS]
     line = json.dumps({**header, "lengths": lengths, "sums": sums})
@@ -125,7 +125,7 @@ def _save(file: Path, header: Record, columns: dict[str, np.ndarray]) -> None:
         handle, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
         with os.fdopen(handle, "wb") as output:
             output.write(line.encode())
-            output.writelines(blocks)  # type: ignore[arg-type]
+            output.writelines(blocks)
         os.replace(partial, file)
     except OSError as error:
         raise OSError(
@@ -153,7 +153,7 @@ def _load(file: Path, path: str, expected: Record, check_sums: bool = True) -> S
     columns, begin = {}, len(line)
     for (name, dtype), size, checksum in zip(_COLUMNS.items(), sizes, sums, strict=True):
         block = data[begin : begin + size]
-        if check_sums and zlib.crc32(block) != checksum:
+        if check_sums and zlib.crc32(block.data) != checksum:
             raise ValueError(f"its column {name!r} is damaged")
         columns[name] = block.view(dtype)
         begin += size
@@ -259,7 +259,7 @@ def _members(file: BinaryIO, path: str, report: RowReport) -> Iterator[tarfile.T
                 return
             if member is None:
                 break
-            archive.members = []  # which would keep them all
+            archive.members = []  # type: ignore[attr-defined]  # which would keep them all
             if member.offset_data + member.size > size:
                 report.place = f"{path}:{member.name}"
                 report.skip(RowError("the tar file is cut off inside of a member"))

@@ -244,11 +244,12 @@ def test_a_dying_worker_is_an_error_and_no_endless_wait(mixed: RecordSets) -> No
 
 @pytest.fixture
 def cfg(tiny_cfg: CfgNode, grounding_row: Rows, write_tar: Write, write_jsonl: Write) -> Iterator[CfgNode]:
-    """A training on two streams: tar files of captions, and rows of classes whose pictures are not there."""
+    """A training on streams: tar files of captions, and rows, whose pictures are not there, of classes and with
+    categories of their own."""
     before = set(DatasetCatalog)
     write_tar("a.tar", [grounding_row(number) for number in range(6)])
     shards = write_tar("b.tar", [grounding_row(number) for number in range(6, 10)]).replace("b.tar", "[ab].tar")
-    boxes = [{"bbox": [1, 1, 9, 9], "label": label} for label in (0, 1)]
+    boxes = [{"bbox": [1, 1, 9, 9], "label": label, "category": ("cat", "dog")[label]} for label in (0, 1)]
     rows = [
         {"filename": f"{n}.png", "height": 9, "width": 9, "detection": {"instances": boxes[: min(n, 2)]}}
         for n in range(5)
@@ -256,6 +257,7 @@ def cfg(tiny_cfg: CfgNode, grounding_row: Rows, write_tar: Write, write_jsonl: W
     register_stream("disk_captions", shards, OdvgReader(""))
     reader = OdvgReader("", {0: "cat", 1: "dog"})
     register_stream("disk_classes", write_jsonl("classes.jsonl", [*rows, "{"]), reader, thing_classes=["cat", "dog"])
+    register_stream("disk_categories", write_jsonl("categories.jsonl", rows[1:]), OdvgReader(""))
     tiny_cfg.DATASETS.TRAIN = ("disk_captions",)
     tiny_cfg.DATALOADER.NUM_WORKERS, tiny_cfg.SOLVER.IMS_PER_BATCH = 0, 2
     tiny_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
@@ -314,7 +316,10 @@ def test_rare_classes_on_disk_are_repeated(cfg: CfgNode) -> None:
     torch.testing.assert_close(weights.float(), torch.tensor([1.0] * 11 + [rare] * 3))
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("disk_captions", "3 phrases"), ("disk_classes", "2 names")])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("disk_captions", "3 phrases"), ("disk_classes", "2 names"), ("disk_categories", "2 names")],
+)
 def test_label_rows_are_checked_without_reading_all(
     cfg: CfgNode, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

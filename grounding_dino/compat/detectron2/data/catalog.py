@@ -14,8 +14,9 @@ Names = list[str]
 class _DatasetCatalog(UserDict[str, Callable[[], Records]]):
     """Name -> function that returns the data set as a list of dicts, called anew on every `get`."""
 
-    def register(self, name: str, func: Callable[[], Records]) -> None:
-        """Make `name` known. `func` has to return the same records in the same order on every call.
+    def register(self, name: str, func: Callable[[], Any]) -> None:
+        """Make `name` known. `func` has to return the same records in the same order on every call: a list, or a torch
+        data set.
 
         Raises:
             TypeError: `func` cannot be called.
