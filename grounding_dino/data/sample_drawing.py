@@ -103,12 +103,12 @@ def contact_sheet(pictures: Sequence[Picture], width: int = 400) -> Picture:
         small.append(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
     columns = math.ceil(math.sqrt(len(small)))
     rows = [small[start : start + columns] for start in range(0, len(small), columns)]
-    heights = [max(picture.height for picture in row) + _MARGIN for row in rows]
+    heights = [max(thumbnail.height for thumbnail in row) + _MARGIN for row in rows]
     sheet = Image.new("RGB", (columns * (width + _MARGIN) + _MARGIN, sum(heights) + _MARGIN), (200, 200, 200))
     top = _MARGIN
     for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (_MARGIN + column * (width + _MARGIN), top))
+        for column, thumbnail in enumerate(row):
+            sheet.paste(thumbnail, (_MARGIN + column * (width + _MARGIN), top))
         top += height
     return np.asarray(sheet)
 

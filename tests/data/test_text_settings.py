@@ -10,12 +10,13 @@ from typing import Any
 from grounding_dino.data.datasets.groups import expand_groups
 from grounding_dino.data.mappers import build_mapper
 from grounding_dino.data.text_settings import check_all_names, settings_by_dataset
+from grounding_dino.engine.trainer import check_test_sets
 from grounding_dino.model_zoo import merge_options
 
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -237,3 +238,17 @@ def test_categories_of_records_are_checked_too(tiny_cfg: CfgNode, record: Callab
         ValueError, match=r"the name 'the very small cat' of .*a.png \(data set 'special'\) has 4 tokens"
     ):
         check_all_names(tiny_cfg, records, "special")
+
+
+def test_a_test_set_with_a_name_too_long_ends_a_training_at_its_start(
+    tiny_cfg: CfgNode, record: Callable[..., Record], request: pytest.FixtureRequest
+) -> None:
+    DatasetCatalog.register("long_names", lambda: [record("long_names", 0)])
+    MetadataCatalog.get("long_names").set(thing_classes=["the very small cat"], evaluator_type="coco")
+    request.addfinalizer(lambda: (DatasetCatalog.remove("long_names"), MetadataCatalog.remove("long_names")))
+    tiny_cfg.DATASETS.TEST = ("long_names",)
+    check_test_sets(tiny_cfg)
+    tiny_cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 6
+    sentence = "'long_names' of DATASETS.TEST cannot be evaluated on: the name 'the very small cat' of the data set"
+    with pytest.raises(ValueError, match=sentence):
+        check_test_sets(tiny_cfg)
