@@ -39,7 +39,7 @@ def check_peft() -> None:
         raise ValueError("LoRA adapters (MODEL.LORA) need the package peft, which is not installed; pip install peft")
 
 
-def add_adapters(model: nn.Module, layers: Sequence[str], rank: int, alpha: float, dropout: float) -> Any:
+def add_adapters(model: nn.Module, layers: Sequence[str], rank: int, alpha: int, dropout: float) -> Any:
     """Put fresh adapters, which change nothing yet, on the linear layers of these names; all else is frozen.
 
     Returns:

@@ -147,8 +147,9 @@ def recognise(names: Iterable[str], path: str = "the checkpoint") -> Format:
     known = sorted({form.origin for form in FORMATS} | {OURS})
     raise CheckpointError(
         f"{path} holds {len(names)} tensors of a model that is not known here ({', '.join(sorted(names)[:5])}, ...); "
-        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, and the authors' DINO. Weights of a backbone alone belong "
-        "into MODEL.BACKBONE.WEIGHTS, of a text encoder alone into MODEL.TEXT_ENCODER.WEIGHTS"
+        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, and the authors' DINO. "
+        "Weights of a backbone alone belong into MODEL.BACKBONE.WEIGHTS, of a text encoder alone into "
+        "MODEL.TEXT_ENCODER.WEIGHTS"
     )
 
 

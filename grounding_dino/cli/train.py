@@ -45,8 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--dataset",
         action="append",
         default=[],
-        metavar="NAME=annotations.json:image_folder",
-        help="register a COCO-format data set under NAME, for DATASETS.TRAIN and DATASETS.TEST; repeatable",
+        metavar="NAME=annotations:image_folder",
+        help="register a data set (COCO or MDETR .json, ODVG or GRIT .jsonl, .tar shards) under NAME, for DATASETS.TRAIN "
+        "and DATASETS.TEST; repeatable",
     )
     parser.add_argument(
         "--warm-start",

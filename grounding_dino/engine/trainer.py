@@ -134,7 +134,7 @@ class Trainer(DefaultTrainer):
         with gathered(model), torch.autocast(device, precision, enabled=precision is not None):
             return super().test(cfg, model, evaluators)
 
-    def train(self) -> Any:
+    def train(self) -> Any:  # type: ignore[override]
         """Train to SOLVER.MAX_ITER, or until SOLVER.EARLY_STOP ends it; the last results on DATASETS.TEST, if any."""
         try:
             return super().train()
@@ -195,8 +195,8 @@ class Trainer(DefaultTrainer):
         return chain
 
     def _saved_beside_the_model(self) -> dict[str, Any]:
-        # Loaded in this order, so that what other parameters are trained than before is said in words. A weak reference:
-        # the trainer owns its checkpointers.
+        # Loaded in this order, so that what other parameters are trained than before is said in words. A weak
+        # reference: the trainer owns its checkpointers.
         objects = {"lora": self.adapters, "ema": self.average, "trainer": weakref.proxy(self)}
         return {name: value for name, value in objects.items() if value is not None}
 

@@ -159,7 +159,7 @@ def _grounding_row(record: Record, lost: Counter[str]) -> Record:
             regions.append({"bbox": found[0] if len(found) == 1 else found, **phrase})
         else:
             lost["phrases without a box, which grounding rows do not list"] += 1
-    kept = {key: record[key] for key in ("original_img_id", "original_id", "dataset_name") if key in record}
+    kept: Record = {key: record[key] for key in ("original_img_id", "original_id", "dataset_name") if key in record}
     return {**_odvg_facts(record), **kept, "grounding": {"caption": caption, "regions": regions}}
 
 

@@ -54,6 +54,6 @@ def unknown_name(name: str) -> str:
     near = difflib.get_close_matches(name, [*DatasetCatalog, *dataset_groups()], n=4)
     known = f"did you mean {' or '.join(near)}?" if near else "datasets/README.md lists the known ones."
     return (
-        f"there is no data set {name!r}; {known} Any COCO json can be named with "
-        f"--dataset {name}=annotations.json:image_folder"
+        f"there is no data set {name!r}; {known} Any COCO or MDETR json, ODVG or "
+        f"GRIT rows can be named with --dataset {name}=annotations:image_folder"
     )

@@ -79,7 +79,8 @@ class OdvgReader:
         if not kinds:
             raise RowError("neither 'detection' nor 'grounding'", f"the row has {', '.join(map(str, row))[:200]}")
         kind = kinds[0] if self.names is not None else kinds[-1]
-        return getattr(self, f"_{kind}")(row[kind], facts, report)  # type: ignore[no-any-return]
+        read = self._detection if kind == "detection" else self._grounding
+        return read(row[kind], facts, report)
 
     # ------------------------------------------------------------------------------------------------ detection
 
@@ -131,8 +132,9 @@ class OdvgReader:
             if not spans:
                 spans = find_phrase(region.get("phrase"), caption if isinstance(caption, str) else "")
             boxes = region.get("bbox")
-            several = isinstance(boxes, list) and all(isinstance(box, list) for box in boxes)  # or none
-            regions.append(Region(spans, [_as_xywh(box) for box in (boxes if several else [boxes])]))
+            if not (isinstance(boxes, list) and all(isinstance(box, list) for box in boxes)):  # one box; [] is none
+                boxes = [boxes]
+            regions.append(Region(spans, [_as_xywh(box) for box in boxes]))
         return caption_record(facts, caption, regions, report)
 
 

@@ -32,4 +32,4 @@ def test_an_unknown_name_is_answered_by_similar_ones():
     with pytest.raises(ValueError, match="there is no data set 'coco_2017_vall'; did you mean coco_2017_val"):
         load_records(["coco_2017_vall"])
     assert "datasets/README.md lists" in unknown_name("zebra")
-    assert "--dataset zebra=annotations.json:image_folder" in unknown_name("zebra")
+    assert "--dataset zebra=annotations:image_folder" in unknown_name("zebra")
