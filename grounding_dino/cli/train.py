@@ -46,8 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=annotations:image_folder",
-        help="register a data set (COCO or MDETR .json, ODVG or GRIT .jsonl, .tar shards) under NAME, for DATASETS.TRAIN "
-        "and DATASETS.TEST; repeatable",
+        help="register a data set (COCO or MDETR .json, ODVG or GRIT .jsonl, .tar shards) under NAME, for "
+        "DATASETS.TRAIN and DATASETS.TEST; repeatable",
     )
     parser.add_argument(
         "--warm-start",
