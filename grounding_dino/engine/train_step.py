@@ -161,14 +161,16 @@ def _split(batch: Batch, passes: int) -> list[Batch]:
 
 
 def _shares(parts: Sequence[Batch]) -> list[float]:
-    """The factor of each part's losses: its divisor in the criterion over the whole step's, of all processes."""
+    """The factor of each part's losses: its divisor in the criterion over the whole step's.
+
+    Divisors are counts of the targets in all processes, at least 1.
+    """
     if len(parts) == 1:
         return [1.0]
     own = [sum(len(inputs["instances"]) for inputs in part) for part in parts]
-    gathered = comm.all_gather(own)
-    counts = [sum(column) / len(gathered) for column in zip(*gathered)]
-    whole = max(1.0, sum(counts))
-    return [max(1.0, count) / whole for count in counts]
+    counts = [sum(column) for column in zip(*comm.all_gather(own))]
+    whole = max(1, sum(counts))
+    return [max(1, count) / whole for count in counts]
 
 
 def _autocast_dtype(cfg: CfgNode, device_type: str) -> torch.dtype | None:

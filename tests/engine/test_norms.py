@@ -89,11 +89,10 @@ class Note(HookBase):
 
 def train(file, resume):
     torch.set_num_threads(1)
-    trainer = Trainer(load_cfg(file))
-    trainer.resume_or_load(resume)
     note = Note()
-    Trainer.test = classmethod(lambda cls, cfg, model: note.note(f"evaluation {trainer.iter}"))
-    note.trainer = trainer
+    Trainer.test = classmethod(lambda cls, cfg, model: note.note(f"evaluation {note.trainer.iter}"))
+    note.trainer = trainer = Trainer(load_cfg(file))
+    trainer.resume_or_load(resume)
     trainer._hooks.insert(0, note)
     trainer.train()
 

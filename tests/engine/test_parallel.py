@@ -184,6 +184,38 @@ def test_a_split_run_that_is_resumed_equals_an_uninterrupted_one(
     assert left["trainer"]["iteration"] == 3
 
 
+@pytest.mark.slow
+def test_training_options_in_two_processes(
+    equal_cfg: Callable[..., CfgNode], two_processes: Callable[..., list[dict[str, Any]]]
+) -> None:
+    passes = ("SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.EMA.ENABLED_ON", True)
+    stop = ("DATASETS.TEST", ("squares",), "TEST.EVAL_PERIOD", 2, "SOLVER.BEST_CHECKPOINT_METRIC", "bbox/AP")
+    stop = (*stop, "SOLVER.EARLY_STOP.PATIENCE", 1, "SOLVER.BASE_LR", 0.0)  # nothing is learned, so nothing grows
+    cfgs = {
+        "ddp": equal_cfg(*passes, output="ddp"),
+        "fsdp2": equal_cfg(*passes, "SOLVER.DATA_PARALLEL", "fsdp2", output="fsdp2"),
+        "stopped": equal_cfg(*stop, output="stopped"),
+        "stopped_split": equal_cfg(*stop, "SOLVER.DATA_PARALLEL", "fsdp2", output="stopped_split"),
+        "lora": equal_cfg("MODEL.LORA.ENABLED_ON", True, output="lora"),
+    }
+    alone = losses_of_one_process(equal_cfg(*passes[2:], output="alone"))
+    adapted = losses_of_one_process(equal_cfg("MODEL.LORA.ENABLED_ON", True, output="adapted"))
+    first, _ = two_processes(**cfgs)
+    for way in ("ddp", "fsdp2"):
+        assert first[way]["losses"] == pytest.approx(alone, abs=1e-4)
+    assert first["lora"]["losses"] == pytest.approx(adapted, abs=1e-4)
+    averages = [content_of(equal_cfg(output=way))["ema"] for way in ("alone", "ddp", "fsdp2")]
+    for average in averages[1:]:
+        assert_equal_state(average["parameters"], averages[0]["parameters"], rtol=0.0, atol=1e-5)
+        assert_equal_state(
+            dict(sorted(average["weights"].items())), dict(sorted(averages[0]["weights"].items())), atol=1e-5, rtol=0.0
+        )
+    for way in ("stopped", "stopped_split"):
+        assert len(first[way]["losses"]) == 4, "two evaluations"
+        assert content_of(cfgs[way])["iteration"] == 3
+        assert content_of(cfgs[way], "model_best")["iteration"] == 1
+
+
 def test_one_process_trains_alike_in_both_ways(train_cfg: Callable[..., CfgNode]) -> None:
     losses = [
         losses_of_one_process(train_cfg("SOLVER.DATA_PARALLEL", way, "SOLVER.MAX_ITER", 2, output=way))

@@ -20,7 +20,8 @@ from grounding_dino.data.datasets.rows import RowError, RowReport, json_line_fil
 Record = dict[str, Any]
 
 OBJECT_KEYS = ("id", "area", "segmentation")
-SENTENCE_KEYS = ("original_img_id", "original_id", "dataset_name")
+PICTURE_ID_KEYS = ("original_img_id", "original_id")  # Flickr30k's and GQA's
+SENTENCE_KEYS = (*PICTURE_ID_KEYS, "dataset_name")
 
 
 @dataclass

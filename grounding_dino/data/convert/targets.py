@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
+from grounding_dino.data.convert.sources import OBJECT_KEYS, PICTURE_ID_KEYS, SENTENCE_KEYS
 from grounding_dino.data.convert.texts import NameSentences, phrase_names
 
 Record = dict[str, Any]
@@ -120,7 +121,7 @@ def _picture(record: Record) -> Record:
 
 def _picture_id(record: Record) -> object:
     """The picture's id, where `image_id` is a sentence's."""
-    own = (record.get(key) for key in ("original_img_id", "original_id"))
+    own = (record.get(key) for key in PICTURE_ID_KEYS)
     return next((number for number in own if isinstance(number, (int, str))), record["image_id"])
 
 
@@ -139,7 +140,7 @@ def _detection_row(record: Record, names: Sequence[str]) -> Record:
         label = annotation["category_id"]
         instance = {"bbox": _corners(annotation["bbox"]), "label": label, "category": names[label]}
         # Keys of COCO that other readers of ODVG pass over
-        extra = {key: annotation[key] for key in ("id", "area", "segmentation") if key in annotation}
+        extra = {key: annotation[key] for key in OBJECT_KEYS if key in annotation}
         instances.append({**instance, **extra, **({"iscrowd": 1} if annotation["iscrowd"] else {})})
     return {**_odvg_facts(record), "detection": {"instances": instances}}
 
@@ -159,7 +160,7 @@ def _grounding_row(record: Record, lost: Counter[str]) -> Record:
             regions.append({"bbox": found[0] if len(found) == 1 else found, **phrase})
         else:
             lost["phrases without a box, which grounding rows do not list"] += 1
-    kept: Record = {key: record[key] for key in ("original_img_id", "original_id", "dataset_name") if key in record}
+    kept: Record = {key: record[key] for key in SENTENCE_KEYS if key in record}
     return {**_odvg_facts(record), **kept, "grounding": {"caption": caption, "regions": regions}}
 
 
