@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
+from torch.distributed import PrefixStore, Store
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
@@ -67,6 +70,32 @@ def _run_id(environment: Mapping[str, str]) -> str:
     return given if given != "none" else f"{socket.gethostname()}:{environment['MASTER_PORT']}:{os.getppid()}"
 
 
+def store_of_this_start(store: Store, rank: int, world_size: int, timeout: timedelta = TIMEOUT) -> Store:
+    """A part of a job's common `store` that no process of an earlier start of the job has written to.
+
+    torchrun may give the processes that it restarts the store of those before them, in which addresses of dead ones are
+    still written: whoever reads such a one fails, or waits for ever. Counts of restarts differ between machines, so the
+    processes agree on a name: the first one answers each of the others until that has heard it.
+
+    Raises:
+        TimeoutError: a process did not come.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"start/{rank}", own)
+        name = store.get(f"start/{own}").decode()
+        store.set(f"start/{name}/{rank}", "heard")
+        return PrefixStore(name, store)
+    end = time.monotonic() + timeout.total_seconds()
+    for other in range(1, world_size):
+        while not store.check([f"start/{own}/{other}"]):
+            if time.monotonic() > end:
+                raise TimeoutError(f"process {other} of {world_size} did not come within {timeout}")
+            store.set(f"start/{store.get(f'start/{other}').decode()}", own)  # an earlier start's, or this one's
+            time.sleep(0.05)
+    return PrefixStore(own, store)
+
+
 def run_worker(function: Callable[..., Any], worker: Worker, device: str, args: tuple[Any, ...] = ()) -> Any:
     """Call `function(*args)` with the job's processes connected, over NCCL for a `device` of CUDA, else over gloo.
 
@@ -81,8 +110,11 @@ def run_worker(function: Callable[..., Any], worker: Worker, device: str, args: 
                 f"{torch.cuda.device_count()} GPUs; start as many, or put MODEL.DEVICE cpu at the end of the command"
             )
         torch.cuda.set_device(worker.local_rank)
+    rank, world_size = worker.rank, worker.world_size
+    store, _, _ = next(torch.distributed.rendezvous("env://", rank, world_size, timeout=TIMEOUT))
+    store = store_of_this_start(store, rank, world_size)
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", rank=worker.rank, world_size=worker.world_size, timeout=TIMEOUT
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
     comm.create_local_process_group(worker.local_world_size)
     comm.synchronize()
