@@ -260,7 +260,7 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) -> None:
+def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) -> bool:
     """What a model computes with at inference beyond the weights of its checkpoint.
 
     With SOLVER.EMA.ENABLED_ON, averaged weights that the checkpoint holds take the place of the trained ones; then the
@@ -269,14 +269,19 @@ def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) ->
     Args:
         rest: what else the checkpoint held, as `GroundingCheckpointer.load` returns it.
 
+    Returns:
+        Whether averaged weights are used.
+
     Raises:
         CheckpointError: averaged weights or adapters do not fit the model.
     """
+    averaged = False
     if cfg.SOLVER.EMA.ENABLED_ON:
         from grounding_dino.checkpoint.loading import load_average_into
 
-        load_average_into(model, rest)
+        averaged = load_average_into(model, rest)
     if cfg.MODEL.LORA.WEIGHTS:
         from grounding_dino.checkpoint.adapters import merge_adapter
 
         merge_adapter(model, cfg.MODEL.LORA.WEIGHTS)
+    return averaged

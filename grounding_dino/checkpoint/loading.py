@@ -89,8 +89,11 @@ def load_checkpoint_into(
     return report
 
 
-def load_average_into(model: nn.Module, rest: Mapping[str, Any]) -> None:
+def load_average_into(model: nn.Module, rest: Mapping[str, Any]) -> bool:
     """Put averaged weights (SOLVER.EMA) over those of the checkpoint that held `rest`; without any, say so in the log.
+
+    Returns:
+        Whether there were any.
 
     Raises:
         CheckpointError: they are those of another model.
@@ -98,7 +101,7 @@ def load_average_into(model: nn.Module, rest: Mapping[str, Any]) -> None:
     average = rest.get("ema")
     if not isinstance(average, Mapping) or not isinstance(average.get("weights"), Mapping):
         logger.info("SOLVER.EMA.ENABLED_ON is True, but the checkpoint holds no averaged weights: its own are used")
-        return
+        return False
     expected, weights = model.state_dict(), average["weights"]
     odd = [name for name, tensor in weights.items() if name not in expected or tensor.shape != expected[name].shape]
     if odd:
@@ -107,6 +110,7 @@ def load_average_into(model: nn.Module, rest: Mapping[str, Any]) -> None:
     logger.info(
         "averaged weights of %s steps are used (SOLVER.EMA.ENABLED_ON): %d tensors", average["steps"], len(weights)
     )
+    return True
 
 
 def fit_heads(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:

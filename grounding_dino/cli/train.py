@@ -38,9 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.description = "Train, resume or evaluate. --config-file takes a path or the short name of a packaged config."
     # Detectron2's fixed port lets two runs on one machine collide; several machines have to name theirs anyway.
-    # `run_id` and `notes` are no options: the first names a run over its restarts, the second a folder for messages of
-    # processes to the one that has started them.
-    parser.set_defaults(dist_url="auto", run_id="", notes="")
+    # No options are `run_id`, which names a run over its restarts, `restarted`, whether this is one, and `notes`, a
+    # folder for messages of processes to the one that has started them.
+    parser.set_defaults(dist_url="auto", run_id="", restarted=False, notes="")
     parser.add_argument(
         "--dataset",
         action="append",
@@ -133,6 +133,11 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         restarted = comm.all_gather(trainer.checkpointer.belongs_to_run())[0]
         trainer.resume_or_load(resume=args.resume or restarted)
         check_equal_starts(comm.all_gather(trainer.start_iter), cfg.OUTPUT_DIR)
+        if args.restarted and trainer.start_iter == 0:
+            logger.warning(
+                "restarted before this run's first checkpoint, so it begins again; SOLVER.CHECKPOINT_PERIOD is %d",
+                trainer.cfg.SOLVER.CHECKPOINT_PERIOD,
+            )
         results = trainer.train() or {}
     if comm.is_main_process() and results:
         report_results(cfg, results)
@@ -178,10 +183,11 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     else:
         weights = find_weights(cfg, args.config_file, args.opts or ())
         rest = checkpointer.load(weights, checkpointables=[])
-    complete_weights(cfg, model, rest)
+    averaged = complete_weights(cfg, model, rest)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = weights  # which the protocol of an evaluation names
+    # which the protocol of an evaluation names
+    cfg.MODEL.WEIGHTS = f"{weights}, averaged" if averaged else weights
     cfg.freeze()
     results = evaluate_all(cfg, model, Trainer.test)
     if comm.is_main_process():
@@ -278,10 +284,10 @@ def launch_and_explain(args: argparse.Namespace, processes: int) -> None:
             sys.exit(f"train_net.py: error: {notes[0].read_text(encoding='utf-8')}\n(--debug shows where)")
 
 
-def main(argv: Sequence[str] | None = None, run_id: str = "") -> None:
+def main(argv: Sequence[str] | None = None, run_id: str = "", restarted: bool = False) -> None:
     """Entry point of `train_net.py`, in each process where torchrun or submitit starts several.
 
-    `run_id` names a run over all its restarts; torchrun has a name of its own.
+    `run_id` names a run over all its restarts, of which this is one if `restarted`; torchrun says both itself.
     """
     from grounding_dino.engine.launchers import run_worker, worker_of_environment
 
@@ -297,6 +303,7 @@ def main(argv: Sequence[str] | None = None, run_id: str = "") -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     args.run_id = run_id
+    args.restarted = restarted or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if worker is not None:
         args.run_id = args.run_id or worker.run_id
         run_worker(run_and_explain, worker, cfg.MODEL.DEVICE, (args,))

@@ -89,9 +89,9 @@ class Evaluations:
             ValueError: the results have no SOLVER.BEST_CHECKPOINT_METRIC.
         """
         cfg = self._cfg
-        results = self._measure(cfg, model)
+        results = self._measure(cfg if self._record is None else _in_training(cfg, steps), model)
         if self._average is not None:
-            cfg = _below(cfg, AVERAGED)
+            cfg = _in_training(_below(cfg, AVERAGED), steps, ", averaged")
             with self._average.applied():
                 results[AVERAGED] = self._measure(cfg, model)
         results = comm.all_gather(results)[0]  # only the first process has metrics
@@ -127,6 +127,16 @@ def _below(cfg: CfgNode, folder: str) -> CfgNode:
     changed = cfg.clone()
     changed.defrost()
     changed.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, folder)
+    changed.freeze()
+    return changed
+
+
+def _in_training(cfg: CfgNode, steps: int, which: str = "") -> CfgNode:
+    """`cfg` with words on the weights in place of the file, which the protocol of an evaluation names."""
+    changed = cfg.clone()
+    changed.defrost()
+    changed.MODEL.WEIGHTS = f"of this training after {steps} step{'' if steps == 1 else 's'}{which}"
+    changed.MODEL.LORA.WEIGHTS = ""
     changed.freeze()
     return changed
 

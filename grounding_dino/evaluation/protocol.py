@@ -10,7 +10,6 @@ from grounding_dino.text.tokenizer import build_tokenizer
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage, has_event_storage
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,6 @@ def format_protocol(protocol: Mapping[str, str]) -> str:
 
 
 def _weights(cfg: CfgNode) -> str:
-    if has_event_storage():
-        return f"of this training after {get_event_storage().iter + 1} steps"
     adapter = f" with the adapter {cfg.MODEL.LORA.WEIGHTS}" if cfg.MODEL.LORA.WEIGHTS else ""
     return (cfg.MODEL.WEIGHTS or "as the model was given, from no file that the configuration names") + adapter
 

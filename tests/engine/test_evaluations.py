@@ -143,6 +143,24 @@ def test_without_retained_sets_nothing_is_evaluated_before_training(
     assert not [message for message in caplog.messages if message.startswith("evaluation:")]
 
 
+def test_the_protocol_names_the_weights_of_each_evaluation(
+    cfg_of: ConfigBuilder, with_scores: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with_scores(squares=[1.0] * 6, kept=[1.0] * 6)
+    cfg = cfg_of(*RETAINED, "SOLVER.EMA.ENABLED_ON", True, "SOLVER.MAX_ITER", 2)
+    with caplog.at_level(logging.INFO):
+        run(cfg)
+        folder, options = cfg.OUTPUT_DIR, ("SOLVER.EMA.ENABLED_ON", True, "MODEL.LORA.WEIGHTS", "")
+        with_scores(squares=[1.0])
+        arguments = build_parser().parse_args(["--config-file", "swin_t_ogc", "--eval-only"])
+        evaluate(cfg_of(*options, "MODEL.WEIGHTS", f"{folder}/model_final.pth"), arguments)
+    said = [message.splitlines() for message in caplog.messages if message.startswith("protocol of")]
+    weights = [line.split(maxsplit=1)[1] for lines in said for line in lines if line.split()[0] == "weights"]
+    steps = ["0 steps", "0 steps, averaged", "1 step", "1 step, averaged", "2 steps", "2 steps, averaged"]
+    in_training = [f"of this training after {text}" for text in steps for _ in ("squares", "kept")]
+    assert weights == [*in_training, f"{folder}/model_final.pth, averaged"]
+
+
 def test_averaged_weights_are_held_against_the_same_start(
     cfg_of: ConfigBuilder, with_scores: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
