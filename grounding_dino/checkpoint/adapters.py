@@ -167,7 +167,10 @@ def merge_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     tuner.merge_and_unload()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable[name])
-    logger.info("%s: adapters of %d layers are merged into the weights", path, len(layers))
+    base = config.base_model_name_or_path or "weights that the file does not name"
+    logger.info(
+        "%s: adapters of %d layers are merged into the weights; they were trained on %s", path, len(layers), base
+    )
     return layers
 
 

@@ -11,7 +11,8 @@ import time
 from typing import Any
 
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
-from grounding_dino.engine.lora import BEST_FOLDER, Adapters
+from grounding_dino.engine.ema import WeightAverage
+from grounding_dino.engine.lora import BEST_FOLDER, Adapters, save_adapters
 
 import numpy as np
 import torch
@@ -163,13 +164,14 @@ class BestModelFile(GroundingCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.metric = metric
         self._adapters: Adapters | None = checkpointables.get("lora")  # go into a small file of their own as well
+        self._average: WeightAverage | None = checkpointables.get("ema")
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `name`.pth with the metric's newest value."""
         value, _ = get_event_storage().latest()[self.metric]
         super().save(name, best_metric=self.metric, best_value=float(value), **kwargs)
         if self._adapters is not None and self.save_to_disk:
-            self._adapters.save(os.path.join(self.save_dir, BEST_FOLDER))
+            save_adapters(self._adapters, self._average, self.save_dir, BEST_FOLDER)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Leave the note as it is."""

@@ -17,6 +17,7 @@ from grounding_dino.checkpoint.adapters import (
     save_adapter,
 )
 from grounding_dino.engine.ema import WeightAverage
+from grounding_dino.engine.evaluations import AVERAGED
 
 import torch
 from detectron2.config import CfgNode
@@ -171,11 +172,16 @@ class Adapters:
             self._layers[name].base_layer.weight.copy_(tensor)
 
 
-class SaveAdapter(HookBase):
-    """Writes the adapters to OUTPUT_DIR/adapter after each evaluation, and in the end; for the first process alone.
+def save_adapters(adapters: Adapters, average: WeightAverage | None, output_dir: str, name: str) -> None:
+    """Write the adapters to the folder `name` of `output_dir`, and averaged ones, if any, to that of `ema` in it."""
+    adapters.save(os.path.join(output_dir, name))
+    if average is not None:
+        with average.applied():
+            adapters.save(os.path.join(output_dir, AVERAGED, name))
 
-    Averaged ones go to OUTPUT_DIR/ema/adapter.
-    """
+
+class SaveAdapter(HookBase):
+    """Writes the adapters to OUTPUT_DIR/adapter after each evaluation, and in the end; for the first process alone."""
 
     def __init__(
         self, adapters: Adapters, output_dir: str, eval_period: int, average: WeightAverage | None = None
@@ -189,7 +195,4 @@ class SaveAdapter(HookBase):
         """Write, where there was an evaluation or training ends."""
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0):
-            self._adapters.save(os.path.join(self._folder, FOLDER))
-            if self._average is not None:
-                with self._average.applied():
-                    self._adapters.save(os.path.join(self._folder, "ema", FOLDER))
+            save_adapters(self._adapters, self._average, self._folder, FOLDER)

@@ -233,6 +233,20 @@ def test_best_and_last_adapters(train_cfg: ConfigBuilder, base: str, monkeypatch
     assert any(not torch.equal(tensor, right[name]) for name, tensor in left.items())
 
 
+def test_the_best_adapters_are_also_there_averaged(
+    train_cfg: ConfigBuilder, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {"bbox": {"AP": 5.0}}))
+    best = ("DATASETS.TEST", ("squares",), "TEST.EVAL_PERIOD", 2, "SOLVER.BEST_CHECKPOINT_METRIC", "ema/bbox/AP")
+    ema = ("SOLVER.EMA.ENABLED_ON", True)
+    folder = trained(train_cfg(*LORA, *ema, *best, "MODEL.WEIGHTS", base, "SOLVER.MAX_ITER", 3)).cfg.OUTPUT_DIR
+    for adapter, opts in (("ema/adapter_best", ema), ("adapter_best", ())):
+        merged = build_model(train_cfg("MODEL.WEIGHTS", base, "MODEL.LORA.WEIGHTS", f"{folder}/{adapter}"))
+        expected = build_model(train_cfg(*opts), f"{folder}/model_best.pth").state_dict()
+        for name, tensor in merged.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+
+
 def test_an_interrupted_run_goes_on_bit_for_bit(train_cfg: ConfigBuilder, base: str) -> None:
     opts = (*LORA, "MODEL.WEIGHTS", base, "SOLVER.CHECKPOINT_PERIOD", 2, "MODEL.LORA.DROPOUT", 0.1)
     opts = (*opts, "SOLVER.EMA.ENABLED_ON", True, "MODEL.LORA.TRAIN", ["^denoising"])
