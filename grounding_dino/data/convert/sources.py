@@ -105,7 +105,7 @@ def refexp_source(path: str, image_root: str | None, label_map: str | None, stri
     Raises:
         CocoFormatError: it is no such file.
     """
-    found = load_refexp(path, "")
+    found = load_refexp(path, None)
     return Source(map(_as_sentence, found), [], len(found))
 
 

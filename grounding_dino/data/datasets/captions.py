@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grounding_dino.data.datasets.coco_cleaning import CleaningReport, clean_box, is_integer
+from grounding_dino.data.datasets.coco_cleaning import CleaningReport, as_size, clean_box, is_integer
 from grounding_dino.data.datasets.rows import RowError
 from grounding_dino.text.prompt import MAX_TOKENS
 from grounding_dino.text.tokenizer import build_tokenizer
@@ -42,8 +42,8 @@ def picture_facts(row: Record, image_root: str) -> Record:
     name = row.get("file_name", row.get("filename"))
     if not isinstance(name, str) or not name.strip():
         raise RowError("a picture without a file name", f"{name!r}")
-    height, width = (_whole(row.get(key)) for key in ("height", "width"))
-    if height <= 0 or width <= 0:
+    height, width = (as_size(row.get(key)) for key in ("height", "width"))
+    if not height or not width:
         raise RowError("a picture without a size", f"{name}: height {row.get('height')!r}, width {row.get('width')!r}")
     number = row.get("image_id")
     return {
@@ -52,13 +52,6 @@ def picture_facts(row: Record, image_root: str) -> Record:
         "height": height,
         "width": width,
     }
-
-
-def _whole(value: object) -> int:
-    """A size as a number, 0 where it is none; MDETR's Flickr30k files write it as text."""
-    if isinstance(value, str) and value.isdecimal():
-        return int(value)
-    return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 1e9 else 0
 
 
 def caption_record(

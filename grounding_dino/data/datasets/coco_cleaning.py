@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -22,6 +22,16 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
+_MOST_DIGITS = 18  # of an id that is text: more do not fit into 64 bits
+_LARGEST_SIDE = 10**9  # pixels; beyond is no size of a picture
+# How compressed files begin, which are often handed on as they were downloaded.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 BOX_TOLERANCE = 1.0  # pixels that a box may stand out of its picture (rounding) without being touched
 
 
@@ -65,6 +75,7 @@ def read_coco(json_file: str) -> Record:
     """
     if not os.path.isfile(json_file):
         raise FileNotFoundError(f"there is no annotation file {json_file!r}; check the path")
+    refuse_compressed(json_file)
     try:
         with open(json_file, encoding="utf-8-sig") as file:
             content = json.load(file)
@@ -85,6 +96,19 @@ def read_coco(json_file: str) -> Record:
             if not isinstance(entry, dict):
                 raise CocoFormatError(f"entry {index} of {key!r} in {json_file} is {_short(entry)}, not an object")
     return content
+
+
+def refuse_compressed(path: str) -> None:
+    """Refuse a file of annotations that has to be unpacked first.
+
+    Raises:
+        CocoFormatError: it begins as a compressed file does.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+    for magic, name in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise CocoFormatError(f"{path} is compressed ({name}); unpack it and name the file that was in it")
 
 
 def clean_coco(content: Record, json_file: str, image_root: str | None) -> tuple[Record, CleaningReport]:
@@ -113,8 +137,16 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether `value` can be counted with: finite, and no whole number beyond what a float holds (JSON has them)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def as_size(value: object) -> int:
+    """The width or height of a picture as a number, 0 where it is none; MDETR's Flickr30k files write it as text."""
+    if isinstance(value, str) and value.isdecimal() and len(value) <= _MOST_DIGITS:
+        value = int(value)
+    return int(value) if is_number(value) and 0 < value < _LARGEST_SIDE else 0
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -159,11 +191,11 @@ def check_name(name: str, where: str) -> None:
 def _clean_images(
     images: list[Record], json_file: str, image_root: str | None, report: CleaningReport
 ) -> dict[int | str, Record]:
+    """The usable pictures by their ids in the file; the ids in the records are all numbers or all text."""
     if not images:
         raise CocoFormatError(f"{json_file} lists no pictures ('images' is empty)")
     if image_root is not None and not os.path.isdir(image_root):
         raise FileNotFoundError(f"there is no picture folder {image_root!r}, which {json_file} needs; check the path")
-    """The usable pictures by their ids in the file; the ids in the records are all numbers or all text."""
     kept: dict[int | str, Record] = {}
     missing = []
     for index, image in enumerate(images):
@@ -206,7 +238,7 @@ def _one_type_of_ids(images: dict[int | str, Record], report: CleaningReport) ->
 
 def _with_size(image: Record, path: str, example: str, report: CleaningReport) -> Record | None:
     """The record with the picture's width and height, read from the file where it has none."""
-    if all(is_integer(image.get(key)) and image[key] > 0 for key in ("width", "height")):
+    if all(is_integer(image.get(key)) and as_size(image[key]) for key in ("width", "height")):
         return image
     from detectron2.data import detection_utils
 
@@ -229,14 +261,16 @@ def _clean_annotations(
     seen: set[Any] = set()
     for index, annotation in enumerate(annotations):
         example = f"annotation {annotation.get('id', f'at place {index}')!r} of picture {annotation.get('image_id')!r}"
-        image = lookup(images, annotation.get("image_id"))
+        number = annotation.get("category_id")
+        image, category = lookup(images, annotation.get("image_id")), find_id(category_ids, number)
         if image is None:
             report.note("dropped annotations of pictures that are not listed (or were dropped)", example)
-        elif not is_integer(annotation.get("category_id")) or annotation["category_id"] not in category_ids:
-            number = annotation.get("category_id")
+        elif category is None:
             report.note("dropped annotations of categories that are not listed", f"{example}, category {number!r}")
         else:
-            repaired = clean_box(annotation, image, example, report)
+            if number not in category_ids or annotation["image_id"] not in images:
+                report.note('took ids that are text for numbers, or the other way ("7" and 7)', example)
+            repaired = clean_box({**annotation, "category_id": category}, image, example, report)
             if repaired is not None:
                 kept.append(_clean_fields(repaired, image, example, report))
     return _distinct_ids(kept, seen, report)
@@ -244,13 +278,27 @@ def _clean_annotations(
 
 def lookup(images: Mapping[int | str, Record], number: object) -> Record | None:
     """The picture with this id; None where there is none, or where it is no id."""
-    return images.get(number) if isinstance(number, (int, str)) else None
+    found = find_id(images, number)
+    return None if found is None else images[found]
+
+
+def find_id(known: Collection[int | str], number: object) -> int | str | None:
+    """The id of `known` that `number` means: itself, or else the same number written as text ("7" and 7); or None."""
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if is_integer(number):
+        return next((found for found in (number, str(number)) if found in known), None)
+    if not isinstance(number, str):
+        return None
+    if number not in known and number.isdecimal() and len(number) <= _MOST_DIGITS:
+        return int(number) if int(number) in known else None
+    return number if number in known else None
 
 
 def clean_box(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record | None:
     """The annotation with its `bbox` (XYWH, pixels) inside its picture; None where nothing of the box is left."""
     box = annotation.get("bbox")
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(_is_number(value) for value in box):
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(is_number(value) for value in box):
         report.note("dropped annotations whose box is not four finite numbers", f"{example}, {_short(box)}")
         return None
     x, y, width, height = (float(value) for value in box)
@@ -279,7 +327,7 @@ def _clean_fields(annotation: Record, image: Record, example: str, report: Clean
         else:
             report.note("filled in 'iscrowd': 0", example)
         repaired["iscrowd"] = 0
-    if not _is_number(repaired.get("area")) or repaired["area"] < 0:
+    if not is_number(repaired.get("area")) or repaired["area"] < 0:
         report.note("filled in 'area' from the box", example)
         repaired["area"] = float(repaired["bbox"][2] * repaired["bbox"][3])
     segmentation = repaired.pop("segmentation", None)
@@ -310,7 +358,7 @@ def _is_polygon(polygon: object) -> bool:
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(_is_number(value) for value in polygon)
+        and all(is_number(value) for value in polygon)
     )
 
 
@@ -321,8 +369,9 @@ def _distinct_ids(annotations: Iterable[Record], seen: set[Any], report: Cleanin
     result = []
     for index, annotation in enumerate(annotations):
         number = annotation.get("id")
-        if not is_integer(number) or number <= 0 or number in seen:
-            kind = "an id that was there already" if number in seen else "no usable id (a positive number)"
+        usable = is_integer(number) and number > 0
+        if not usable or number in seen:
+            kind = "an id that was there already" if usable else "no usable id (a positive number)"
             report.note(f"renumbered annotations with {kind}", f"annotation {number!r} at place {index}")
             annotation = {**annotation, "id": max(next_id, 1)}
             next_id = annotation["id"] + 1

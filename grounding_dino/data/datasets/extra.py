@@ -149,8 +149,8 @@ def _is_large(path: str) -> bool:
 def annotation_format(path: str) -> str:
     """Which of coco, mdetr (also for our own referring expressions), odvg, grit and tar a file or folder is.
 
-    Files of rows are known by their first row, whatever their ending is: mmdet's ODVG files end in .json. Tar files
-    and patterns of several files are "tar" without a look inside.
+    Files of rows are known by their first row in order, whatever their ending is: mmdet's ODVG files end in .json. Tar
+    files and patterns of several files are "tar" without a look inside.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -164,7 +164,7 @@ def annotation_format(path: str) -> str:
     if "detection" in row or "grounding" in row:
         return "odvg"
     if os.path.isdir(path) or (file.lower().endswith(_ROW_ENDINGS) and "images" not in row):
-        return "odvg"  # its first line is broken, perhaps
+        return "odvg"  # its first lines are broken, perhaps
     return "mdetr" if _mentions(file, b'"tokens_positive"', b'"expressions"') else "coco"
 
 

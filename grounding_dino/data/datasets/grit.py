@@ -8,12 +8,11 @@ Rows are lines of a .jsonl file, or the .json members beside the pictures in web
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
 from grounding_dino.data.datasets.captions import Region, caption_record, picture_facts
-from grounding_dino.data.datasets.coco_cleaning import CleaningReport
+from grounding_dino.data.datasets.coco_cleaning import CleaningReport, is_number
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.rows import (
     PHRASES_EVALUATOR,
@@ -111,7 +110,7 @@ def _is_entry(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 7
-        and all(isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in value)
+        and all(map(is_number, value))
         and value[0] == int(value[0])
         and value[1] == int(value[1])
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grounding_dino.data.datasets.captions import Region, caption_record, picture_facts
-from grounding_dino.data.datasets.coco_cleaning import read_coco
+from grounding_dino.data.datasets.coco_cleaning import find_id, read_coco
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.refexp_json import is_empty
 from grounding_dino.data.datasets.rows import PHRASES_EVALUATOR, RowError, RowReport, check_pictures, check_yield
@@ -80,28 +80,46 @@ def grounding_records(
     Args:
         image_keys, annotation_keys: further keys of entries and annotations that records keep.
     """
+    ids = {image["id"] for image in content["images"] if isinstance(image.get("id"), (int, str))}
     found: dict[Any, list[Record]] = {}
+    report.place = report.json_file
     for annotation in content["annotations"]:
-        number = annotation.get("image_id")
-        found.setdefault(number if isinstance(number, (int, str)) else None, []).append(annotation)
+        number = find_id(ids, annotation.get("image_id"))
+        if number is None:
+            example = f"annotation {annotation.get('id')!r} of image_id {annotation.get('image_id')!r}"
+            report.note("dropped annotations of sentences that are not listed", example)
+        else:
+            found.setdefault(number, []).append(annotation)
+    taken: set[int | str] = set()
     for index, image in enumerate(content["images"]):
         report.place = f"{report.json_file}, entry {index} of 'images'"
         try:
-            record = _record(image, found.pop(image.get("id"), []), image_root, report, annotation_keys)
+            number = _new_id(image, taken)
+            record = _record(image, found.pop(number, []), image_root, report, annotation_keys)
             yield {**record, **{key: image[key] for key in image_keys if key in image}}
         except RowError as error:
             report.skip(error)
-    report.place = report.json_file
-    for number, orphans in found.items():
-        report.note("dropped annotations of sentences that are not listed", f"{len(orphans)} of image_id {number!r}")
+
+
+def _new_id(image: Record, taken: set[int | str]) -> int | str:
+    """The id of an entry, which is put to those `taken`: boxes belong to the first entry of their id.
+
+    Raises:
+        RowError: it has none, or another's.
+    """
+    number = image.get("id")
+    if not isinstance(number, (int, str)):
+        raise RowError("a sentence without an id", f"{number!r}")
+    if number in taken:
+        raise RowError("a sentence with the id of another", f"{number!r}, {image.get('caption')!r}")
+    taken.add(number)
+    return number
 
 
 def _record(
     image: Record, annotations: list[Record], image_root: str, report: RowReport, annotation_keys: Sequence[str]
 ) -> Record:
-    number = image.get("id")
-    if not isinstance(number, (int, str)):
-        raise RowError("a sentence without an id", f"{number!r}")
+    number = image["id"]
     facts = picture_facts({**image, "image_id": number}, image_root)
     annotations = [annotation for annotation in annotations if not is_empty(annotation)]
     marked = [annotation for annotation in annotations if annotation.get("tokens_positive")]

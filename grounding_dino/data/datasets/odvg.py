@@ -20,6 +20,7 @@ from grounding_dino.data.datasets.coco_cleaning import (
     check_name,
     clean_box,
     is_integer,
+    is_number,
     usable_segmentation,
 )
 from grounding_dino.data.datasets.coco_json import set_metadata
@@ -155,7 +156,7 @@ def _label(value: object) -> int | None:
 
 def _as_xywh(box: object) -> object:
     """Corners as corner and size; what is no box stays as it is, for the cleaning to name."""
-    if isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box):
+    if isinstance(box, (list, tuple)) and len(box) == 4 and all(map(is_number, box)):
         return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
     return box
 

@@ -15,13 +15,17 @@ from typing import Any
 from grounding_dino.data.datasets.coco_cleaning import (
     CleaningReport,
     CocoFormatError,
-    check_name,
+    as_size,
     clean_box,
+    find_id,
     is_integer,
     lookup,
     read_coco,
 )
 from grounding_dino.data.datasets.coco_json import set_metadata
+from grounding_dino.data.datasets.rows import check_pictures
+from grounding_dino.text.prompt import name_fault
+from grounding_dino.text.tokenizer import build_tokenizer
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -31,17 +35,19 @@ Record = dict[str, Any]
 
 def load_refexp(
     json_file: str,
-    image_root: str,
+    image_root: str | None,
     dataset_name: str | None = None,
     group_by_picture: bool = False,
     targets_optional: bool = False,
 ) -> list[Record]:
     """Records with a prompt of their own: `categories` holds the expressions, `category_id` indexes them.
 
-    Boxes are cleaned as those of COCO files are; an expression without any box left is dropped, and one whose id is
-    another's too gets a new id, both with one warning that counts them.
+    Boxes are cleaned as those of COCO files are. An expression without any box left, without a picture, or without a
+    caption that a prompt holds is dropped, and one whose id is another's too gets a new id; one warning of each kind
+    counts them.
 
     Args:
+        image_root: None leaves file names as they are, and looks for no picture.
         group_by_picture: one record a picture with all its expressions; else one record an expression.
         targets_optional: keep expressions that name nothing in their picture, as gRefCOCO has them: without a box, or
             in MDETR's layout with an annotation that is `empty` or of the category -1.
@@ -50,26 +56,28 @@ def load_refexp(
         records with `file_name, image_id, height, width, categories, referring=True, expression_ids, annotations`.
 
     Raises:
-        FileNotFoundError: no such file.
-        CocoFormatError: another layout, an expression that has no picture or no caption that a prompt holds, or no
-            expression left.
+        FileNotFoundError: no such file, no picture folder, or none of the first pictures in it.
+        CocoFormatError: another layout, or no expression left.
     """
     content = read_coco(json_file)
     report = CleaningReport(json_file)
-    images = _by_id(content["images"])
+    images = _by_id(content["images"], report)
     groups: dict[Any, list[Record]] = {}
-    for index, expression in enumerate(_with_own_ids(_expressions(content, json_file, targets_optional), report)):
-        image = _check(expression, images, f"expression {index} of {json_file}")
-        cleaned = _clean(expression, image, report, targets_optional)
-        if cleaned is not None:
+    for index, expression in enumerate(_with_own_ids(_expressions(content, images, report, targets_optional), report)):
+        image = _picture(expression, images, report)
+        cleaned = None if image is None else _clean(expression, image, report, targets_optional)
+        if image is not None and cleaned is not None:
             groups.setdefault(image["file_name"] if group_by_picture else index, []).append(cleaned)
     report.settle(strict=False)
     if not groups:
         what = "no referring expression" if targets_optional else "no referring expressions with a box"
-        raise CocoFormatError(f"{json_file} has {what}; check its boxes")
+        raise CocoFormatError(f"{json_file} has {what}; {'; '.join(report.sentences()) or 'it lists none'}")
+    records = [_record(group, images[group[0]["image_id"]], image_root or "") for group in groups.values()]
+    if image_root is not None:
+        check_pictures(records, image_root)
     if dataset_name is not None:
         set_metadata(dataset_name, json_file=json_file, image_root=image_root)
-    return [_record(group, images[group[0]["image_id"]], image_root) for group in groups.values()]
+    return records
 
 
 def register_refexp(name: str, json_file: str, image_root: str, group_by_picture: bool = False) -> None:
@@ -84,12 +92,27 @@ def register_refexp(name: str, json_file: str, image_root: str, group_by_picture
     MetadataCatalog.get(name).set(image_root=image_root, evaluator_type="refexp")
 
 
-def _by_id(images: list[Record]) -> dict[int | str, Record]:
-    return {image["id"]: image for image in images if isinstance(image.get("id"), (int, str))}
+def _by_id(images: list[Record], report: CleaningReport) -> dict[int | str, Record]:
+    """The usable entries by their ids, with sizes that are numbers."""
+    found: dict[int | str, Record] = {}
+    for image in images:
+        number, name = image.get("id"), image.get("file_name")
+        example = f"picture {number!r}, {name!r}"
+        sides = {key: as_size(image.get(key)) for key in ("height", "width")}
+        if not isinstance(number, (int, str)) or not isinstance(name, str) or not name or not all(sides.values()):
+            report.note("dropped entries of 'images' without id, file_name, height or width", example)
+        elif number in found:
+            report.note("dropped entries of 'images' with the id of another", example)
+        else:
+            found[number] = {**image, **sides}
+    return found
 
 
-def _expressions(content: Record, json_file: str, targets_optional: bool) -> list[Record]:
+def _expressions(
+    content: Record, images: dict[int | str, Record], report: CleaningReport, targets_optional: bool
+) -> list[Record]:
     """Each with `id` (None where it has none), `image_id`, `caption` and `boxes`, unchecked."""
+    json_file = report.json_file
     if isinstance(content.get("expressions"), list):
         for index, expression in enumerate(content["expressions"]):
             if not isinstance(expression, dict):
@@ -99,15 +122,18 @@ def _expressions(content: Record, json_file: str, targets_optional: bool) -> lis
             boxes = [] if targets_optional and entry.get("bbox") is None else [entry.get("bbox")]
             expressions.append({**{key: entry.get(key) for key in ("id", "image_id", "caption")}, "boxes": boxes})
         return expressions
-    captions = {image["id"]: image["caption"] for image in _by_id(content["images"]).values() if "caption" in image}
-    if not captions:
+    captions = {number: image["caption"] for number, image in images.items() if "caption" in image}
+    if not captions and not any("caption" in image for image in content["images"]):
         raise CocoFormatError(f"{json_file} has neither a list 'expressions' nor captions in its 'images'")
     found: dict[Any, list[Record]] = {number: [] for number in captions} if targets_optional else {}
     for annotation in content["annotations"]:
-        number = annotation.get("image_id")
         if targets_optional and is_empty(annotation):
             continue
-        if isinstance(number, (int, str)) and number in captions:
+        number = find_id(captions, annotation.get("image_id"))
+        if number is None:
+            example = f"annotation {annotation.get('id')!r} of image_id {annotation.get('image_id')!r}"
+            report.note("dropped annotations of expressions that are not listed (or were dropped)", example)
+        else:
             found.setdefault(number, []).append(annotation)
     return [_mdetr_expression(number, captions[number], boxes, json_file) for number, boxes in found.items()]
 
@@ -148,19 +174,18 @@ def _with_own_ids(expressions: list[Record], report: CleaningReport) -> list[Rec
     return result
 
 
-def _check(expression: Record, images: dict[int | str, Record], where: str) -> Record:
-    """The expression's picture; caption and picture are in order then."""
+def _picture(expression: Record, images: dict[int | str, Record], report: CleaningReport) -> Record | None:
+    """The expression's picture; None, and a note, where it has none, or no caption that can be asked for."""
     caption = expression["caption"]
-    if not isinstance(caption, str):
-        raise CocoFormatError(f"{where} has no caption that is text: {caption!r}")
-    check_name(caption, f"the caption {caption[:80]!r} of {where}")
+    example = f"expression {expression['id']!r}, {str(caption)[:80]!r}"
     image = lookup(images, expression["image_id"])
-    if (
-        image is None
-        or not isinstance(image.get("file_name"), str)
-        or not all(is_integer(image.get(key)) and image[key] > 0 for key in ("height", "width"))
-    ):
-        raise CocoFormatError(f"{where} ({caption!r}) has no picture with file_name, height and width")
+    if image is None:
+        report.note("dropped expressions without a picture that is listed", f"{example}: {expression['image_id']!r}")
+        return None
+    fault = name_fault(caption, build_tokenizer()) if isinstance(caption, str) else "is no text"
+    if fault:
+        report.note("dropped expressions whose caption no prompt holds", f"{example} {fault}")
+        return None
     return image
 
 
@@ -172,7 +197,7 @@ def _clean(expression: Record, image: Record, report: CleaningReport, targets_op
     if not boxes and (expression["boxes"] or not targets_optional):
         report.note("dropped expressions without a usable box", f"{example}, {expression['caption']!r}")
         return None
-    return {**expression, "boxes": boxes}
+    return {**expression, "image_id": image["id"], "boxes": boxes}
 
 
 def _record(expressions: list[Record], image: Record, image_root: str) -> Record:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grounding_dino.data.datasets.coco_cleaning import CleaningReport
+from grounding_dino.data.datasets.coco_cleaning import CleaningReport, refuse_compressed
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +138,11 @@ def read_json_lines(path: str, report: RowReport) -> Iterator[tuple[int, Record]
 
     Raises:
         FileNotFoundError: no such file.
+        CocoFormatError: it is compressed.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no annotation file {path!r}; check the path")
+    refuse_compressed(path)
     with open(path, "rb") as file:  # as bytes, so that only a line feed ends a line, as in editors
         for number, line in enumerate(file, 1):
             if not line.strip():

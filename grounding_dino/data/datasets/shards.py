@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_FIRST_LINE = 1 << 20  # bytes that a row has at most, where only the first one is looked at
+_FIRST_LINES = 20  # in which the format of a file is looked for
+_FIRST_LINE = 1 << 20  # bytes that a row has at most there
 
 
 def is_grit(row: Record) -> bool:
@@ -54,15 +55,21 @@ class GroundingReader:
 
 
 def first_row(path: str) -> Record:
-    """The first row of a file; {} where the first line that is not empty is none."""
+    """The first row of a known format in a file, among its first lines: those before it may be broken.
+
+    Without one it is the first object that a line holds, and {} where no line holds any.
+    """
+    first: Record = {}
     with open(path, "rb") as file:
-        line = file.readline(_FIRST_LINE)
-        while line and not line.strip():
-            line = file.readline(_FIRST_LINE)
-    try:
-        return parse_row(line)
-    except RowError:
-        return {}
+        for _ in range(_FIRST_LINES):
+            try:
+                row = parse_row(file.readline(_FIRST_LINE))
+            except RowError:
+                continue
+            if is_grit(row) or "detection" in row or "grounding" in row:
+                return row
+            first = first or row
+    return first
 
 
 def load_shards(

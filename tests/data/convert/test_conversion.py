@@ -173,7 +173,7 @@ def test_expressions_come_back_with_ids_and_boxes(chain, between):
 
 
 def test_expressions_in_mdetr_form_are_read_as_expressions(chain):
-    records = load_refexp(chain(REFEXP, "refexp", "mdetr"), "")
+    records = load_refexp(chain(REFEXP, "refexp", "mdetr"), None)
     assert [record["expression_ids"] for record in records] == [[11], [12]]
 
 

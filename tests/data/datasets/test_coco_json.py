@@ -1,4 +1,5 @@
 import copy
+import gzip
 import json
 import logging
 import re
@@ -85,6 +86,12 @@ def test_a_sound_file_is_loaded_with_classes_in_the_order_of_their_ids(folder, c
         ({"bbox": [10, 10, float("nan"), 5]}, "box is not four finite numbers", []),
         ({"bbox": [10, 10, 5]}, "box is not four finite numbers", []),
         ({"bbox": None}, "box is not four finite numbers", []),
+        ({"bbox": [10**400, 0, 1, 1]}, "box is not four finite numbers", []),
+        ({"category_id": "5"}, r'text for numbers, or the other way \("7" and 7\): 1', [[1, 2, 10, 10]]),
+        ({"image_id": "7"}, "text for numbers.*: 1 .first: annotation 1 of picture '7'", [[1, 2, 10, 10]]),
+        ({"image_id": 7.0}, None, [[1, 2, 10, 10]]),
+        ({"image_id": "7" * 5000}, "pictures that are not listed", []),
+        ({"id": {"a": 1}}, "renumbered annotations with no usable id", [[1, 2, 10, 10]]),
         ({"category_id": 4}, "categories that are not listed: 1 .first: annotation 1 of picture 7, category 4", []),
         ({"image_id": 1000}, "pictures that are not listed", []),
         ({"image_id": [7]}, "pictures that are not listed", []),
@@ -165,6 +172,22 @@ def test_picture_ids_of_two_types_become_numbers_and_the_annotations_follow(fold
     assert not caplog.records
 
 
+def test_annotations_find_their_pictures_where_ids_are_text_on_one_side_only(folder):
+    content = _content()
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    assert [len(record["annotations"]) for record in _load(folder, content)] == [1, 1]
+    scored = _scored(folder)
+    assert [a["image_id"] for a in scored["annotations"]] == [i["id"] for i in scored["images"]] == ["7", "9"]
+
+
+def test_a_size_that_no_picture_has_is_read_from_the_file(folder, caplog):
+    content = _content()
+    content["images"][0]["width"] = 10**400
+    assert _load(folder, content)[0]["width"] == 60
+    assert "filled in the size" in caplog.text
+
+
 def test_names_that_prompts_write_alike_are_named(folder, caplog):
     _load(folder, _with("categories", 0, name=" CAT"))
     assert "two categories ' CAT'" not in caplog.text and "two categories 'cat'" in caplog.text
@@ -233,6 +256,9 @@ def test_unreadable_files_and_folders_are_named(folder):
     path = folder / "broken.json"
     path.write_text('{"images": [')
     with pytest.raises(CocoFormatError, match="broken.json is not readable as JSON"):
+        load_coco(str(path), str(folder))
+    path.write_bytes(gzip.compress(json.dumps(_content()).encode()))
+    with pytest.raises(CocoFormatError, match=r"broken.json is compressed \(gzip\); unpack it"):
         load_coco(str(path), str(folder))
     path.write_bytes(b"\xff\xfe\x00\x00binary")
     with pytest.raises(CocoFormatError, match="not readable as JSON"):

@@ -138,6 +138,15 @@ def test_errors_say_what_a_file_was_taken_for(argument, new_name):
         DatasetCatalog.get(new_name)
 
 
+@pytest.mark.parametrize("before", ["{\n", "\n\n", "[1]\n", "{}\n", "{\n" * 19])
+@pytest.mark.parametrize("kind", ["grit", "odvg grounding"])
+def test_rows_behind_broken_lines_say_what_a_file_is(argument, new_name, kind, before):
+    _, content, evaluator = FILES[kind]
+    register_extra_datasets([argument("x.jsonl", before + json.dumps(content) + "\n")])
+    assert len(DatasetCatalog.get(new_name)) == 1
+    assert MetadataCatalog.get(new_name).evaluator_type == evaluator
+
+
 def test_large_row_files_and_tar_files_stay_on_disk(argument, new_name, monkeypatch, cache, write_tar, tmp_path):
     register_extra_datasets([argument("x.jsonl", FILES["odvg grounding"][1])])
     monkeypatch.setattr(extra, "_LARGE", 10)

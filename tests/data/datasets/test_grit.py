@@ -58,6 +58,7 @@ def test_numbers_of_parquet_files_are_read():
         ({"noun_chunks": [[19, 99, *COVER, 0.8]]}, "a span outside its caption"),
         ({"noun_chunks": [[0, 13, *COVER]]}, "'noun_chunks' is no list"),
         ({"noun_chunks": [[0.5, 13, *COVER, 0.8]]}, "'noun_chunks' is no list"),
+        ({"noun_chunks": [[0, 13, 10**400, 0.5, 0.5, 0.6, 0.8]]}, "'noun_chunks' is no list"),
         ({"noun_chunks": {}}, "'noun_chunks' is no list"),
         ({"noun_chunks": [[0, 13, 0.5, 0.5, 0.5, 0.6, 0.8]]}, "no phrase with a usable box"),
         ({"width": None}, "a picture without a size"),

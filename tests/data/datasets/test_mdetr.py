@@ -82,6 +82,20 @@ def test_boxes_without_words_or_sentence_are_counted(write, pictures, caplog):
     assert "boxes without words" in caplog.text and "sentences that are not listed" in caplog.text
 
 
+def test_a_second_entry_of_an_id_is_no_sentence_about_nothing(write, pictures, caplog):
+    """Its boxes cannot be told from the first one's, so without them it would say that nothing is in the picture."""
+    (record,) = load_mdetr(write([sentence(), sentence(caption="a dog")], [boxed([[0, 7]])]), pictures)
+    assert record["caption"] == "two men and a dog" and len(record["annotations"]) == 1
+    assert "a sentence with the id of another): 1" in caplog.text
+
+
+def test_ids_of_another_type_are_the_same_and_strange_ones_are_counted(write, pictures, caplog):
+    images = [sentence("1"), sentence(["x"])]
+    (record,) = load_mdetr(write(images, [boxed([[0, 7]], image_id=1), boxed([[0, 7]], image_id=[1])]), pictures)
+    assert len(record["annotations"]) == 1
+    assert "a sentence without an id): 1" in caplog.text and "annotation None of image_id [1]" in caplog.text
+
+
 def test_registered_files_are_read_when_they_are_used(write, pictures, new_name):
     register_mdetr(new_name, write([sentence()], [boxed([[0, 7]])]), pictures)
     assert len(DatasetCatalog.get(new_name)) == 1

@@ -1,3 +1,4 @@
+import gzip
 import logging
 import pickle
 
@@ -38,6 +39,13 @@ def test_a_broken_line_is_counted_with_file_and_line_and_the_others_are_read(tmp
     assert message.startswith("the set: ") and kind in message and f": 2 (first: {path}:2" in message
     with pytest.raises(RowError, match=rf"{path}:2"):
         report.settle(strict=True)
+
+
+def test_compressed_rows_are_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n'))
+    with pytest.raises(ValueError, match=r"compressed \(gzip\); unpack it"):
+        list(read_json_lines(str(path), RowReport("")))
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row():
