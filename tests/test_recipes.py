@@ -9,6 +9,7 @@ from typing import Any
 import grounding_dino.data.datasets  # noqa: F401  # registers the data sets
 from grounding_dino.checkpoint.saving import save_checkpoint
 from grounding_dino.data.datasets.groups import expand_groups
+from grounding_dino.engine.evaluations import check_metric_name
 from grounding_dino.engine.trainer import Trainer
 from grounding_dino.model_zoo import config_folders, load_cfg
 from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
@@ -107,6 +108,11 @@ def test_data_sets_are_registered_and_mixtures_have_a_number_for_each(name: str)
     assert named <= set(DatasetCatalog), named - set(DatasetCatalog)
     assert len(sets.RATIOS) in (0, len(sets.TRAIN)) and len(sets.WEIGHTS) in (0, len(sets.TRAIN))
     assert set(sets.TEXT) | set(cfg.DATALOADER.REPEAT_SETS) <= set(sets.TRAIN)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if load_cfg(name).SOLVER.BEST_CHECKPOINT_METRIC])
+def test_the_best_checkpoint_goes_by_a_metric_that_there_is(name: str) -> None:
+    check_metric_name(load_cfg(name, ["TEST.EVAL_PERIOD", 1]))  # some have their period in epochs
 
 
 @pytest.mark.usefixtures("stand_ins")

@@ -12,6 +12,7 @@ from typing import Any
 from grounding_dino.checkpoint.saving import write_atomically
 from grounding_dino.engine.ema import WeightAverage
 from grounding_dino.engine.retained import comparison_table
+from grounding_dino.evaluation.build import metric_names
 
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import HookBase
@@ -152,35 +153,49 @@ def of_target(results: Mapping[str, Any]) -> Results:
 
 
 def check_metric_name(cfg: CfgNode) -> None:
-    """See before training that evaluations can give SOLVER.BEST_CHECKPOINT_METRIC, as far as its name tells.
+    """See before training that evaluations can give SOLVER.BEST_CHECKPOINT_METRIC.
 
     Raises:
-        ValueError: there are no evaluations, or none of the data set or kind of weights that it begins with.
+        ValueError: there are no evaluations, none of the data set or kind of weights that it begins with, or not this
+            metric.
     """
-    metric, sets = cfg.SOLVER.BEST_CHECKPOINT_METRIC, list(cfg.DATASETS.TEST)
+    metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
     if cfg.TEST.EVAL_PERIOD <= 0:
         raise ValueError("SOLVER.BEST_CHECKPOINT_METRIC needs evaluations during training: set TEST.EVAL_PERIOD")
-    parts = metric.split("/")
-    if parts[0] == AVERAGED:
-        if not cfg.SOLVER.EMA.ENABLED_ON:
-            raise ValueError(
-                f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but there are no averaged weights: set "
-                "SOLVER.EMA.ENABLED_ON True"
-            )
-        parts = parts[1:]
-    if parts and parts[0] == RETAINED:
+    if metric.startswith(f"{AVERAGED}/") and not cfg.SOLVER.EMA.ENABLED_ON:
+        raise ValueError(
+            f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but there are no averaged weights: set "
+            "SOLVER.EMA.ENABLED_ON True"
+        )
+    average = f"{AVERAGED}/" if metric.startswith(f"{AVERAGED}/") else ""
+    dataset, prefix = _dataset_of(cfg, metric.removeprefix(average))
+    known = metric_names(cfg, dataset)
+    name = metric.removeprefix(average + prefix)
+    if known is not None and name.split("-")[0] not in known:
+        check_metric(metric, dict.fromkeys(average + prefix + task_and_metric for task_and_metric in known))
+
+
+def _dataset_of(cfg: CfgNode, metric: str) -> tuple[str, str]:
+    """The data set that a metric (of any weights) is of, and what its name begins with for that."""
+    sets, parts = list(cfg.DATASETS.TEST), metric.split("/")
+    wrong = f"SOLVER.BEST_CHECKPOINT_METRIC is {cfg.SOLVER.BEST_CHECKPOINT_METRIC!r}, but"
+    if parts[0] == RETAINED:
         if len(parts) < 2 or parts[1] not in cfg.TEST.RETAINED:
             raise ValueError(
-                f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but behind {RETAINED}/ there has to be a data set of "
-                f"TEST.RETAINED, which is {list(cfg.TEST.RETAINED)}"
+                f"{wrong} behind {RETAINED}/ there has to be a data set of TEST.RETAINED, which is "
+                f"{list(cfg.TEST.RETAINED)}"
             )
-    elif not sets:
-        raise ValueError(f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but DATASETS.TEST names no data set")
-    elif len(sets) > 1 and parts[:1] != [] and parts[0] not in sets:
+        return parts[1], f"{RETAINED}/{parts[1]}/"
+    if not sets:
+        raise ValueError(f"{wrong} DATASETS.TEST names no data set")
+    if len(sets) == 1:
+        return sets[0], ""
+    if parts[0] not in sets:
         raise ValueError(
-            f"SOLVER.BEST_CHECKPOINT_METRIC is {metric!r}, but with several data sets in DATASETS.TEST it has to "
-            f"begin with one of them, as in '{sets[0]}/{'/'.join(parts)}'"
+            f"{wrong} with several data sets in DATASETS.TEST it has to begin with one of them, as in "
+            f"'{sets[0]}/{metric}'"
         )
+    return parts[0], f"{parts[0]}/"
 
 
 def check_metric(metric: str, metrics: Mapping[str, Any]) -> None:

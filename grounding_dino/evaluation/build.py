@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from grounding_dino.evaluation.coco_ap import CocoEvaluator
-from grounding_dino.evaluation.described_objects import DescribedObjectsEvaluator
+from grounding_dino.evaluation.described_objects import LENGTHS, DescribedObjectsEvaluator
 from grounding_dino.evaluation.gathering import description_prompt
 from grounding_dino.evaluation.grefexp import GeneralizedRefExpEvaluator
+from grounding_dino.evaluation.lvis_ap import FREQUENCIES
 from grounding_dino.evaluation.lvis_evaluator import LVISEvaluator
 from grounding_dino.evaluation.phrase_grounding import PhraseGroundingEvaluator
+from grounding_dino.evaluation.precision import METRICS
 from grounding_dino.evaluation.refexp import RefExpEvaluator
 from grounding_dino.evaluation.report import ReportedEvaluator
 
@@ -19,9 +21,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 
+def _coco_tasks(cfg: CfgNode) -> tuple[str, ...]:
+    return ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+
+
 def _coco(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    return CocoEvaluator(name, folder, tasks, cfg.TEST.MAX_DETECTIONS, plots=cfg.TEST.PLOTS_ON)
+    return CocoEvaluator(name, folder, _coco_tasks(cfg), cfg.TEST.MAX_DETECTIONS, plots=cfg.TEST.PLOTS_ON)
 
 
 def _lvis(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
@@ -55,6 +60,30 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "flickr30k": _flickr30k,
     "d3": _d3,
 }
+
+
+_RANKS = ("1", "5", "10")
+_LVIS_METRICS = (*METRICS, *(f"AP{letter}" for letter in FREQUENCIES))
+# What each of EVALUATORS can give, by task, beside metrics of single categories or types ("AP-cat").
+TASKS: dict[str, Callable[[CfgNode], dict[str, Sequence[str]]]] = {
+    "coco": lambda cfg: dict.fromkeys(_coco_tasks(cfg), METRICS),
+    "lvis": lambda cfg: {"bbox": _LVIS_METRICS, "bbox_fixed": _LVIS_METRICS},
+    "refexp": lambda cfg: {"refexp": [*(f"P@{rank}" for rank in _RANKS), "mIoU"]},
+    "grefexp": lambda cfg: {"grefexp": ["P@(F1=1)", "N_acc", "T_acc"]},
+    "flickr30k": lambda cfg: {"flickr30k": [f"{prefix}R@{rank}" for prefix in ("", "merged_") for rank in _RANKS]},
+    "d3": lambda cfg: {"d3": [*METRICS, *(f"AP_{part}" for part in ("presence", "absence", *LENGTHS))]},
+}
+
+
+def metric_names(cfg: CfgNode, dataset_name: str) -> list[str] | None:
+    """The metrics, as "task/metric", that a data set's evaluators can give, without those of single categories.
+
+    None where one of them is not of this project, so that it is not known.
+    """
+    kinds = evaluator_kinds(dataset_name)
+    if not set(kinds) <= set(TASKS):
+        return None
+    return [f"{task}/{metric}" for kind in kinds for task, metrics in TASKS[kind](cfg).items() for metric in metrics]
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> ReportedEvaluator:

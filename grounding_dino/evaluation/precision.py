@@ -20,6 +20,9 @@ AREA_RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
 @dataclass(frozen=True)
 class PrecisionTable:
     """Interpolated precision, in [0, 1], at IOU_THRESHOLDS and RECALLS.
@@ -44,14 +47,8 @@ class PrecisionTable:
 
     def metrics(self) -> dict[str, float]:
         """AP, AP50, AP75 and AP of small, medium and large objects, in percent."""
-        return {
-            "AP": self.average(),
-            "AP50": self.average(iou=0.5),
-            "AP75": self.average(iou=0.75),
-            "APs": self.average(area="small"),
-            "APm": self.average(area="medium"),
-            "APl": self.average(area="large"),
-        }
+        of_ious = [self.average(iou=iou) for iou in (None, 0.5, 0.75)]
+        return dict(zip(METRICS, [*of_ious, *(self.average(area=area) for area in ("small", "medium", "large"))]))
 
     def per_category(self) -> list[float]:
         """AP of each category in percent, NaN where it has no object."""

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = 300  # characters of a value in the log; the json has all
 
 
-def common_protocol(cfg: CfgNode, num_pictures: int) -> dict[str, str]:
-    """What holds for every evaluator: weights, pictures and their size, detections, precision."""
+def common_protocol(cfg: CfgNode, num_pictures: int, limited: str = "picture") -> dict[str, str]:
+    """What holds for every evaluator: weights, pictures and their size, detections (of each `limited`), precision."""
     processes = comm.get_world_size()
     size, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
@@ -25,7 +25,7 @@ def common_protocol(cfg: CfgNode, num_pictures: int) -> dict[str, str]:
         "weights": _weights(cfg),
         "pictures": f"{num_pictures}, on {processes} process{'es' if processes > 1 else ''}",
         "input size": f"shorter side {size}, longer at most {longest} pixels" if size else "as the pictures are",
-        "detections": f"the {limit} best of a picture (TEST.DETECTIONS_PER_IMAGE), of any score",
+        "detections": f"the {limit} best of a {limited} (TEST.DETECTIONS_PER_IMAGE), of any score",
         "precision": cfg.TEST.PRECISION,
     }
 

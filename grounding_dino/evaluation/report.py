@@ -7,6 +7,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from grounding_dino.data.datasets.groups import dataset_groups
@@ -25,6 +26,38 @@ SUMMARY_FILE = "summary.json"
 
 Metrics = dict[str, float]
 Row = tuple[str, str, Metrics]  # data set, task, metrics
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a protocol says of pictures that went through a model.
+
+    Attributes:
+        pictures: how many.
+        text: the caption or the names that the first of them came with.
+        alike: whether all came with that.
+        limited: what TEST.DETECTIONS_PER_IMAGE limits the detections of.
+    """
+
+    pictures: int = 0
+    text: str | Sequence[str] = ""
+    alike: bool = True
+    limited: str = "picture"
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Seen:
+        """Of one picture; see `grounding_dino.modeling.postprocess.postprocess_picture` for the limits."""
+        text = record["caption"] if "caption" in record else list(record.get("categories", ()))
+        referring = bool(record.get("referring"))
+        return cls(1, text, not referring, "prompt" if referring else "phrase" if record.get("phrases") else "picture")
+
+    def joined(self, *others: Seen) -> Seen:
+        """Of all of them."""
+        parts = [part for part in (self, *others) if part.pictures]
+        if not parts:
+            return self
+        alike = all(part.alike and part.text == parts[0].text for part in parts)
+        return Seen(sum(part.pictures for part in parts), parts[0].text, alike, parts[0].limited)
 
 
 class ReportedEvaluator(DatasetEvaluator):
@@ -48,31 +81,24 @@ class ReportedEvaluator(DatasetEvaluator):
         self.evaluators = dict(evaluators)
         self.folder = folder
         self._all = DatasetEvaluators(list(self.evaluators.values()))
-        self._num_pictures = 0
-        self._text: str | list[str] = ""  # of the first picture
-        self._one_prompt = True
+        self._seen = Seen()
 
     def reset(self) -> None:
         """Reset all."""
         self._all.reset()
-        self._num_pictures, self._text, self._one_prompt = 0, "", True
+        self._seen = Seen()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Hand the batch to all, and note the prompt that it came with."""
         self._all.process(inputs, outputs)
-        self._num_pictures += len(inputs)
         for record in inputs:
-            text = record["caption"] if "caption" in record else list(record.get("categories", ()))
-            self._text = self._text or text
-            self._one_prompt = self._one_prompt and text == self._text and not record.get("referring")
+            self._seen = self._seen.joined(Seen.of(record))
 
-    def protocol(self, num_pictures: int) -> dict[str, str]:
-        """All of it, for what this process has seen."""
-        protocol = common_protocol(self.cfg, num_pictures)
-        if self._text:
-            protocol.update(
-                prompt_protocol(self.cfg, self._text) if self._one_prompt else {"prompt": "each picture's own"}
-            )
+    def protocol(self, seen: Seen) -> dict[str, str]:
+        """All of it, for pictures that were seen."""
+        protocol = common_protocol(self.cfg, seen.pictures, seen.limited)
+        if seen.text:
+            protocol.update(prompt_protocol(self.cfg, seen.text) if seen.alike else {"prompt": "each picture's own"})
         own: dict[str, str] = {}
         for kind, evaluator in self.evaluators.items():
             for key, value in _own_protocol(evaluator).items():
@@ -81,8 +107,8 @@ class ReportedEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, Any] | None:
         """The results of all evaluators; None on all but the main process."""
-        num_pictures = sum(comm.gather(self._num_pictures, dst=0))
-        protocol = self.protocol(num_pictures) if comm.is_main_process() else {}
+        seen = Seen().joined(*comm.gather(self._seen, dst=0))
+        protocol = self.protocol(seen) if comm.is_main_process() else {}
         if protocol:
             logger.info("protocol of %s:\n%s", self.dataset_name, format_protocol(protocol))
         results = self._all.evaluate()

@@ -13,7 +13,7 @@ from grounding_dino.engine.early_stop import evaluations_without_gain
 from grounding_dino.engine.evaluations import EvaluationRecord
 from grounding_dino.engine.retained import comparison_table
 from grounding_dino.engine.trainer import Trainer
-from grounding_dino.evaluation.build import EVALUATORS
+from grounding_dino.evaluation.build import EVALUATORS, TASKS
 
 import pytest
 import torch
@@ -205,9 +205,10 @@ def test_a_table_of_several_targets_and_retained_sets(tiny_cfg: CfgNode) -> None
 # --------------------------------------------------------------------------------------------------- metrics by name
 
 
-def test_a_metric_that_the_evaluation_does_not_give_stops_the_first_one(
-    cfg_of: ConfigBuilder, with_scores: Callable[..., Any]
+def test_a_metric_that_an_evaluator_of_ones_own_does_not_give_stops_the_first_evaluation(
+    cfg_of: ConfigBuilder, with_scores: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(TASKS, "coco")
     left = with_scores(squares=[1.0, 2.0, 3.0])
     message = r"is 'bbox/Ap', which the evaluation does not give; did you mean bbox/AP.*there are bbox/AP and 1 more"
     with pytest.raises(ValueError, match=message):
@@ -226,6 +227,9 @@ def test_a_metric_that_the_evaluation_does_not_give_stops_the_first_one(
         (("SOLVER.BEST_CHECKPOINT_METRIC", "ema/bbox/AP"), "no averaged weights: set SOLVER.EMA.ENABLED_ON True"),
         (("SOLVER.BEST_CHECKPOINT_METRIC", "retained/kept/bbox/AP"), r"TEST.RETAINED, which is \[\]"),
         ((*RETAINED, "SOLVER.BEST_CHECKPOINT_METRIC", "retained/bbox/AP"), r"TEST.RETAINED, which is \['kept'\]"),
+        (("SOLVER.BEST_CHECKPOINT_METRIC", "bbox/APP"), "not give; did you mean bbox/AP or .* there are bbox/AP,"),
+        ((*RETAINED, "SOLVER.BEST_CHECKPOINT_METRIC", "retained/kept/box/AP"), "did you mean retained/kept/bbox/AP "),
+        (("SOLVER.EMA.ENABLED_ON", True, "SOLVER.BEST_CHECKPOINT_METRIC", "ema/segm/AP"), "mean ema/bbox/AP "),
         (("SOLVER.BEST_CHECKPOINT_METRIC", "bbox/AP", "DATASETS.TEST", ()), "DATASETS.TEST names no data set"),
         (("SOLVER.EARLY_STOP.PATIENCE", 1), "PATIENCE needs a metric to go by: set SOLVER.BEST_CHECKPOINT_METRIC"),
         (("SOLVER.EARLY_STOP.PATIENCE", -1), "PATIENCE -1 and MIN_GAIN 0.0; neither may be negative"),

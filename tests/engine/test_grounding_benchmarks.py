@@ -14,6 +14,7 @@ import grounding_dino  # noqa: F401  (makes detectron2 importable)
 from grounding_dino.data.build import build_test_loader, load_records
 from grounding_dino.data.datasets.described_json import GROUPS
 from grounding_dino.engine.trainer import Trainer
+from grounding_dino.evaluation.build import metric_names
 
 import numpy as np
 import pytest
@@ -158,6 +159,8 @@ def test_an_evaluation_gives_numbers_and_files(
     cfg = train_cfg("DATASETS.TEST", (name,))
     results = Trainer.test(cfg, tiny_model)
     assert metrics <= set(results[task])
+    given = {f"{task}/{metric}" for metric in results[task] if "-" not in metric}
+    assert given <= set(metric_names(cfg, name) or ()), "what a best checkpoint may go by"
     assert all(0 <= value <= 100 for value in results[task].values())
     folder = Path(cfg.OUTPUT_DIR) / "inference" / name
     assert json.loads((folder / file).read_text())

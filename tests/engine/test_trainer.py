@@ -11,7 +11,7 @@ from typing import Any
 
 from grounding_dino.checkpoint.files import CheckpointError
 from grounding_dino.engine.trainer import Trainer, check_test_sets
-from grounding_dino.evaluation.build import EVALUATORS
+from grounding_dino.evaluation.build import EVALUATORS, metric_names
 
 import pytest
 import torch
@@ -276,4 +276,5 @@ def test_a_real_evaluation_gives_coco_metrics(train_cfg: ConfigBuilder) -> None:
     trainer = Trainer(cfg)
     metrics = Trainer.test(cfg, trainer.model)["bbox"]
     assert {"AP", "AP50", "AP75", "AP-red square"} <= set(metrics)
+    assert [f"bbox/{name}" for name in metrics if "-" not in name] == metric_names(cfg, "squares")
     assert os.path.isfile(f"{cfg.OUTPUT_DIR}/inference/squares/coco_instances_results.json")

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.evaluation.build import metric_names
 from grounding_dino.evaluation.lvis_ap import Detections, LVISTruth, lvis_metrics, lvis_precision
 from grounding_dino.evaluation.lvis_evaluator import LVISEvaluator
 
 import numpy as np
 import pytest
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 Register = Callable[..., str]
@@ -24,13 +26,15 @@ def run(evaluator: Any, outputs: dict[int, Any]) -> Any:
     return evaluator.evaluate()
 
 
-def test_truth_gives_100_and_shuffled_truth_does_not(generated: Any, register: Register) -> None:
+def test_truth_gives_100_and_shuffled_truth_does_not(generated: Any, register: Register, tiny_cfg: CfgNode) -> None:
     content = generated.content()
     content["annotations"] = [{**item, "ignore": 0} for item in content["annotations"]]
-    evaluator = LVISEvaluator(register(content))
+    evaluator = LVISEvaluator(name := register(content))
     outputs = generated.perfect(content)
     results = run(evaluator, outputs)
     assert list(results) == ["bbox", "bbox_fixed"]
+    given = [f"{task}/{metric}" for task, metrics in results.items() for metric in metrics if "-" not in metric]
+    assert given == metric_names(tiny_cfg, name)
     for metrics in results.values():
         for name in ("AP", "AP50", "APr", "APc", "APf", "AP-thing7"):
             assert metrics[name] == pytest.approx(100)

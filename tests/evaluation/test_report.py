@@ -11,7 +11,7 @@ from typing import Any
 from grounding_dino.data.datasets import dataset_groups
 from grounding_dino.evaluation.build import build_evaluator, evaluator_kinds
 from grounding_dino.evaluation.protocol import common_protocol, format_protocol, prompt_protocol
-from grounding_dino.evaluation.report import ReportedEvaluator, mean_rows, report_results, results_table
+from grounding_dino.evaluation.report import ReportedEvaluator, Seen, mean_rows, report_results, results_table
 
 import pytest
 from detectron2.config import CfgNode
@@ -166,22 +166,31 @@ def test_the_protocol_stands_above_the_numbers_and_beside_them(
 
 
 @pytest.mark.parametrize(
-    "inputs,prompt",
+    "inputs,prompt,limited",
     [
-        ([{"categories": ["cat"]}, {"categories": ["dog"]}], "each picture's own"),
-        ([{"categories": ["the cat"], "referring": True}], "each picture's own"),
-        ([{"caption": "cats and dogs"}, {"caption": "cats and dogs"}], "cats and dogs."),
-        ([{"image_id": 1}], None),
+        ([{"categories": ["cat"]}, {"categories": ["dog"]}], "each picture's own", "picture"),
+        ([{"categories": ["the cat"], "referring": True}], "each picture's own", "prompt"),
+        ([{"caption": "cats and dogs"}, {"caption": "cats and dogs"}], "cats and dogs.", "picture"),
+        ([{"caption": "a cat", "phrases": [(2, 5)]}] * 2, "a cat.", "phrase"),
+        ([{"image_id": 1}], None, "picture"),
     ],
 )
 def test_the_prompt_of_the_protocol_is_what_pictures_came_with(
-    tiny_cfg: CfgNode, tmp_path: Path, inputs: list[dict[str, Any]], prompt: str | None
+    tiny_cfg: CfgNode, tmp_path: Path, inputs: list[dict[str, Any]], prompt: str | None, limited: str
 ) -> None:
     evaluator = ReportedEvaluator(tiny_cfg, "mine", {"x": _Counts("one")}, str(tmp_path))
     for record in inputs:
         evaluator.process([record], [{}])
     evaluator.evaluate()
-    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"].get("prompt") == prompt
+    protocol = json.loads((tmp_path / "metrics.json").read_text())["protocol"]
+    assert protocol.get("prompt") == prompt
+    assert protocol["detections"].startswith(f"the 300 best of a {limited} (TEST.DETECTIONS_PER_IMAGE)")
+
+
+def test_the_prompt_of_the_protocol_is_that_of_all_processes() -> None:
+    cat, dog = Seen.of({"caption": "a cat"}), Seen.of({"caption": "a dog"})
+    assert Seen().joined(cat, Seen(), cat) == Seen(2, "a cat", True, "picture")
+    assert Seen().joined(Seen(), cat, dog) == Seen(2, "a cat", False, "picture")
 
 
 # ------------------------------------------------------------------------------------------------- building
