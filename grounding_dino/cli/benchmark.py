@@ -1,4 +1,4 @@
-"""`tools/benchmark.py`: how fast the operators are on this machine, beside their plain-PyTorch twins."""
+"""`tools/benchmark.py`: how fast operators are beside their PyTorch twins, and training steps with each option."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grounding_dino.cli.arguments import count
+from grounding_dino.cli.benchmark_training import (
+    OPTIONS,
+    default_options,
+    load_training_config,
+    measure_training,
+    training_rows,
+)
+from grounding_dino.cli.data_arguments import add_data_arguments
 from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
 from grounding_dino.tables import format_table
 
@@ -129,14 +137,18 @@ def _size(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
+    what.add_argument("--train", action="store_true", help="measure training steps, plain and with each --option")
     parser.add_argument("--size", type=_size, default=(800, 1200), help="picture, height x width (default 800x1200)")
     parser.add_argument("--queries", type=count, nargs="*", help="numbers of queries (default: one a cell)")
     parser.add_argument("--scattered", action="store_true", help="points anywhere instead of around their query")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="of the operators, cpu or cuda; training has MODEL.DEVICE")
     parser.add_argument("--repeats", type=count, default=7, help="rounds, of which the median is given (default 7)")
+    parser.add_argument("--option", action="append", choices=OPTIONS, help="of training (default: all); repeatable")
     parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
+    add_data_arguments(parser)
     return parser
 
 
@@ -144,13 +156,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures what the flags name, prints a table and returns 0."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if not args.op:
-        parser.error("say what to measure: --op")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    if args.op and args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no GPU; use --device cpu")
     for status in kernel_status():
         print(f"{status.name}: {status.text}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
+    if args.op:
+        records = _operators(args)
+    else:
+        try:
+            cfg = load_training_config(args)
+            records = measure_training(cfg, args.option or default_options(cfg), measure, args.repeats)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        head = ("training", "pictures/s, median (range)", "step", "loading's share")
+        print(format_table(head, training_rows(records)))
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _operators(args: argparse.Namespace) -> list[dict[str, Any]]:
     records = []
     for queries in args.queries or [None]:
         arguments = deformable_attention_inputs(args.size, queries=queries, scattered=args.scattered)
@@ -166,6 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         for r in records
     ]
     print(format_table(("deformable attention", "queries", "twin, median (range)", "kernel", "faster"), rows))
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return records

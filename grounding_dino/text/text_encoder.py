@@ -111,7 +111,10 @@ class BertEncoder(nn.Module):
         if freeze:
             self.bert.requires_grad_(False)
         elif activation_checkpointing:
-            self.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers 6 has only the first of these names, 4 only the second
+            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+            enable = next(getattr(self.bert, name) for name in names if hasattr(self.bert, name))
+            enable({"use_reentrant": False})
         self.train(self.training)
 
     @classmethod

@@ -1,13 +1,18 @@
-"""The operator benchmark on a picture that takes milliseconds."""
+"""The benchmarks on pictures that take milliseconds."""
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from grounding_dino.cli import benchmark
+from grounding_dino.cli.benchmark_training import OPTIONS, build_step, changed, first_batch, load_training_config
+from grounding_dino.cli.data_arguments import add_data_arguments
 
 import pytest
+import torch
 
 
 def test_table_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +51,42 @@ def test_what_cannot_be_measured_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         benchmark.main(arguments)
     assert exit_.value.code == 2
+
+
+def test_training_with_and_without_an_option(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "times.json"
+    options = ["--option", "bf16 autocast", "--option", "text encoder checkpointed", "--option", "averaged weights"]
+    arguments = ["--train", "--repeats", "2", *options, "--json", str(file), *command(opts=("MODEL.DEVICE", "cpu"))]
+    assert benchmark.main(arguments) == 0
+    records = json.loads(file.read_text())
+    assert [r["option"] for r in records] == [
+        *("as configured", "bf16 autocast", "text encoder checkpointed", "averaged weights")
+    ]
+    printed = capsys.readouterr().out
+    for record in records:
+        assert record["option"] in printed and record["pictures"] == 2 and record["loading"] > 0
+        assert 0 < record["step"]["lowest"] <= record["step"]["median"] <= record["step"]["highest"]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "fp16 autocast"])
+def test_every_option_takes_steps(name: str, command: Callable[..., list[str]]) -> None:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    cfg = load_training_config(parser.parse_args(command(opts=("MODEL.DEVICE", "cpu"))))
+    batch, _ = first_batch(cfg)
+    step = build_step(changed(cfg, OPTIONS[name]), batch)
+    try:
+        step()
+        step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_half_precision_training_is_refused_where_it_cannot_be(
+    command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--train", "--option", "fp16 autocast", *command(opts=("MODEL.DEVICE", "cpu"))])
+    assert "'float16' needs a GPU" in capsys.readouterr().err
