@@ -303,8 +303,6 @@ def check_label_count(cfg: CfgNode, records: Sequence[dict], mapper: Callable[[d
     candidates = [sets[place] for place in _longest_prompts(sets, cfg.MODEL.DENOISING.NUM_LABELS)]
     if not candidates:
         return
-    if not candidates:
-        return
     most, record = max(((mapper.most_labels(record), record) for record in candidates), key=lambda found: found[0])
     if most > cfg.MODEL.DENOISING.NUM_LABELS:
         kind = "phrases" if "caption" in record else "names"

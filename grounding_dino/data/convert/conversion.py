@@ -62,7 +62,7 @@ def convert(
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: an unknown pair of formats, a file that cannot be used, or nothing to write.
+        ValueError: an unknown pair of formats, a file that cannot be used, `output` is `source`, or nothing to write.
     """
     for name in (from_format, to_format):
         if name not in FORMATS:
@@ -73,6 +73,8 @@ def convert(
         raise ValueError(f"unknown choice of names {names!r}; choose from {', '.join(NAME_MODES)}")
     if images is not None and not os.path.isdir(images):
         raise FileNotFoundError(f"there is no picture folder {images!r}; check the path")
+    if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
+        raise ValueError(f"{output!r} is the file to convert itself; give OUTPUT another name, so that it stays")
     content = SOURCES[from_format](source, images, label_map, strict)
     result = Conversion()
     if to_format == "refexp" and content.names:

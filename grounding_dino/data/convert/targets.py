@@ -152,6 +152,8 @@ def _grounding_row(record: Record, lost: Counter[str]) -> Record:
             lost["crowd boxes, which grounding rows cannot mark"] += 1
         else:
             boxes[annotation["category_id"]].append(_corners(annotation["bbox"]))
+            if "segmentation" in annotation:
+                lost["masks, which grounding rows do not have (their boxes stay)"] += 1
     regions = []
     for spans, found in zip(record["phrases"], boxes):
         words = [caption[start:stop] for start, stop in spans]

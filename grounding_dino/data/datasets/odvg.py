@@ -91,10 +91,9 @@ class OdvgReader:
         for instance in _objects(content.get("instances"), "instances", facts):
             place = self._place(instance, own_names, facts, report)
             if place is not None:
-                annotation = _annotation(instance, facts, report)
+                annotation = _annotation(instance, facts, report, self.object_keys)
                 if annotation is not None:
-                    kept = {key: instance[key] for key in self.object_keys if key in instance}
-                    annotations.append({**kept, **annotation, "category_id": place})
+                    annotations.append({**annotation, "category_id": place})
         record = {**facts, "annotations": annotations}
         if self.names is not None:
             return record
@@ -161,15 +160,21 @@ def _as_xywh(box: object) -> object:
     return box
 
 
-def _annotation(instance: Record, facts: Record, report: CleaningReport) -> Record | None:
+def _annotation(instance: Record, facts: Record, report: CleaningReport, keys: Sequence[str]) -> Record | None:
     box = _as_xywh(instance.get("bbox"))
     cleaned = clean_box({"bbox": box}, facts, f"an object of {facts['file_name']}", report)
     if cleaned is None:
         return None
-    annotation = {"bbox": cleaned["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": int(instance.get("iscrowd") == 1)}
+    annotation = {key: instance[key] for key in keys if key in instance}
+    annotation |= {
+        "bbox": cleaned["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "iscrowd": int(instance.get("iscrowd") == 1),
+    }
     mask = usable_segmentation(instance.get("segmentation"), facts["height"], facts["width"])
-    if isinstance(mask, dict) and isinstance(mask["counts"], list):
-        mask = coco_mask.frPyObjects(mask, *mask["size"])
+    if isinstance(mask, dict) and isinstance(mask["counts"], list) and "segmentation" not in keys:
+        mask = coco_mask.frPyObjects(mask, *mask["size"])  # one that is kept stays as JSON can hold it
+    annotation.pop("segmentation", None)
     return {**annotation, "segmentation": mask} if mask else annotation
 
 

@@ -28,7 +28,10 @@ COCO: Content = {
     ],
     "annotations": [
         {"id": 9, "image_id": 70, "category_id": 90, "bbox": [473.07, 0.1, 20.66, 33.3], "area": 12.5, "iscrowd": 0},
-        {"id": 4, "image_id": 30, "category_id": 3, "bbox": [1, 2, 30, 40], "area": 1200, "iscrowd": 1},
+        {
+            **{"id": 4, "image_id": 30, "category_id": 3, "bbox": [1, 2, 30, 40], "area": 1200, "iscrowd": 1},
+            "segmentation": {"size": [400, 500], "counts": [402, 40, 199558]},  # as COCO writes crowds
+        },
         {
             **{"id": 5, "image_id": 70, "category_id": 3, "bbox": [10, 20, 30, 40], "area": 700, "iscrowd": 0},
             "segmentation": [[10, 20, 40, 20, 40, 60]],
@@ -239,8 +242,17 @@ def test_what_odvg_cannot_say_is_counted(chain, tmp_path):
     assert result.entries == 3
     assert {what.split(",")[0]: count for what, count in result.lost.items()} == {
         "crowd boxes": 1,
+        "masks": 1,
         "phrases without a box": 7,
     }
+
+
+def test_the_file_to_convert_is_not_overwritten(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(COCO))
+    with pytest.raises(ValueError, match="is the file to convert itself"):
+        convert(str(path), f"{tmp_path}/./x.json", "coco", "odvg")
+    assert read(path) == COCO
 
 
 def test_bad_rows_are_left_out_with_a_warning_or_stop_the_conversion(chain, tmp_path, caplog):
