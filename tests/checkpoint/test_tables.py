@@ -5,8 +5,14 @@ import re
 from pathlib import Path
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
+from grounding_dino.checkpoint.files import CheckpointError
+from grounding_dino.checkpoint.loading import load_checkpoint_into
 from grounding_dino.checkpoint.origins import translate_checkpoint
 from grounding_dino.checkpoint.saving import translate_for
+from grounding_dino.checkpoint.tables import dino_official
+from grounding_dino.engine.optimizer import freeze_parameters
+from grounding_dino.model_zoo import load_cfg
+from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
 
 import pytest
 import torch
@@ -34,6 +40,13 @@ def official(name):
 
 def mmdet(name):
     return distinct(json.loads((REFERENCE / "mmdet" / f"{name}.json").read_text()))
+
+
+def dino(name):
+    tensors = distinct(json.loads((REFERENCE / "dino" / f"manifest_{name}.json").read_text()))
+    for alias, canonical in json.loads((REFERENCE / "dino" / "aliases.json").read_text()).items():
+        tensors[alias] = tensors[canonical]
+    return tensors
 
 
 def buffers_of_releases(tensors):
@@ -137,6 +150,44 @@ def test_ours_through_every_origin(name, through):
         state = {key: value for key, value in state.items() if key not in copies}
     assert_same(state, ours.state)
     assert_same(back.extras, ours.extras)
+
+
+@pytest.mark.parametrize("name", ["r50_4scale", "r50_5scale", "swinl_4scale", "swinl_5scale"])
+def test_closed_set_dino_round_trip(name):
+    tensors = dino(name)
+    checkpoint = translate_checkpoint({"model": tensors}, name)
+    assert (checkpoint.origin, checkpoint.model) == ("official", "dino")
+    assert not checkpoint.unknown and not checkpoint.extras
+    assert {key.split(".")[2] for key in checkpoint.state if re.search(r"\.(box|class)_heads\.", key)} == {"0"}
+    back = dino_official.table(6).to_theirs(checkpoint.state)
+    assert_same(back.state, tensors)
+    assert not back.unknown and not back.carried
+
+
+@pytest.mark.slow
+def test_closed_set_dino_gives_the_warm_start_all_but_text():
+    """What the recipe takes is what it freezes, so that nothing new stays as it was drawn; BERT and text are new."""
+    bert = {"NUM_LAYERS": 1, "HIDDEN_SIZE": 32, "FFN_DIM": 32, "NUM_HEADS": 2, "VOCABULARY_SIZE": 30522}
+    opts = [item for key, value in bert.items() for item in (f"MODEL.TEXT_ENCODER.{key}", value)]
+    cfg = load_cfg("r50_warm_start_dino", ["MODEL.DEVICE", "cpu", *opts])
+    model = GeneralizedDINO(cfg)
+    checkpoint = translate_checkpoint({"model": dino("r50_4scale")}, "checkpoint0011_4scale.pth")
+    with pytest.raises(CheckpointError, match="MODEL.WARM_START_ON"):
+        load_checkpoint_into(model, checkpoint)
+    report = load_checkpoint_into(model, checkpoint, warm_start=cfg.MODEL.WARM_START_ON)
+    state = model.state_dict()
+    taken = set(report.taken)
+    assert len(taken) == 533 and all(torch.equal(state[name], checkpoint.state[name]) for name in taken)
+    text = r"text_encoder\.|.*\.(text_layer|fusion|text_attention|norm_text)\."
+    assert report.new and all(re.match(text, name) for name in report.new)
+    assert not any(re.match(text, name) for name in taken)
+    closed = r"query_selection\.class_head\.|transformer_decoder\.class_heads\.0\."
+    assert len(report.dropped) == 4 and all(re.match(closed, name) for name in report.dropped)
+    assert report.misshapen == ("denoising.label_embedding.weight (92, 256) instead of (256, 256)",)
+    freeze_parameters(cfg, model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    buffers = {name for name, _ in model.named_buffers()}
+    assert frozen == taken - buffers
 
 
 def test_official_and_mmdet_give_one_model():
