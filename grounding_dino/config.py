@@ -59,9 +59,11 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.TIMM.OUT_STRIDES = [8, 16, 32]
     cfg.MODEL.TIMM.PRETRAINED_ON = False  # fetch timm's weights when a training starts; needs a network
     cfg.MODEL.TIMM.OPTIONS = CN(new_allowed=True)  # further keyword arguments of timm.create_model
+    cfg.MODEL.TIMM.ACTIVATION_CHECKPOINTING_ON = False
 
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON = False
 
 
 def _add_text_encoder(cfg: CN) -> None:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
+
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -31,11 +33,12 @@ class TimmBackbone(Backbone):
         name: str,
         out_strides: Sequence[int],
         options: Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         """Create timm's model `name` with further `options`, and random weights.
 
         Raises:
-            ValueError: timm has no such model, or the model no map of one of `out_strides`.
+            ValueError: timm has no such model, the model no map of one of `out_strides`, or no blocks to checkpoint.
         """
         super().__init__()
         import timm  # imports many models; only those who use it pay
@@ -60,7 +63,9 @@ class TimmBackbone(Backbone):
         self._out_features = [f"s{stride}" for stride in out_strides]
         self._out_feature_strides = dict(zip(self._out_features, out_strides))
         self._out_feature_channels = dict(zip(self._out_features, model.feature_info.channels()))
-        self._channels_last = model.output_fmt == "NHWC"
+        self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # EfficientNets do not say
+        if activation_checkpointing:
+            checkpoint_blocks(model)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -70,6 +75,7 @@ class TimmBackbone(Backbone):
             "name": timm_cfg.NAME,
             "out_strides": timm_cfg.OUT_STRIDES,
             "options": {key.lower(): value for key, value in timm_cfg.OPTIONS.items()},
+            "activation_checkpointing": timm_cfg.ACTIVATION_CHECKPOINTING_ON,
         }
 
     def load_pretrained(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grounding_dino.layers.box_ops import box_xyxy_to_cxcywh
+from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.input_projection import InputProjection, pyramid_of_padded, pyramid_of_pictures
 from grounding_dino.modeling.losses.criterion import SetCriterion
 from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
@@ -23,7 +24,7 @@ from grounding_dino.text.text_encoder import build_text_encoder
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -88,6 +89,8 @@ class GeneralizedDINO(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that the configuration names."""
         backbone = build_backbone(cfg)
+        if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
+            checkpoint_blocks(backbone)
         in_features = cfg.MODEL.PIXEL_DECODER.IN_FEATURES
         shapes = backbone.output_shape()
         missing = [name for name in in_features if name not in shapes]

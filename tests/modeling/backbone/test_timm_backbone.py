@@ -13,6 +13,7 @@ from detectron2.modeling import build_backbone
 FAMILIES: dict[str, dict[str, Any]] = {
     "resnet18": {"channels": [8, 8, 16, 16]},
     "convnext_atto": {"dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1]},  # rounds sizes down by itself
+    "efficientnet_lite0": {},  # its features do not name their layout
     "swin_tiny_patch4_window7_224": {  # NHWC; takes one size by default
         "embed_dim": 8,
         "depths": [1, 1, 1, 1],
