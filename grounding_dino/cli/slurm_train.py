@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
 import shutil
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from grounding_dino.cli.arguments import count
 
@@ -41,11 +43,14 @@ class TrainingJob:
         """Train, as one of the job's processes."""
         from grounding_dino.cli import train
 
+        from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
 
         # All of a machine's GPUs stay visible: a process takes the one of its number.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         let_children_ignore_the_signal()
+        if JobEnvironment().cluster == "slurm":
+            signal.signal(signal.SIGTERM, _wait_for_the_end)
         # The second is SLURM's own count, of requeues after a node has failed, too.
         restarted = self.requeues > 0 or int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
         train.main(list(self.arguments), run_id=self.run_id, restarted=restarted)
@@ -67,6 +72,18 @@ def let_children_ignore_the_signal() -> None:
 
     number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
     os.register_at_fork(after_in_child=lambda: signal.signal(number, signal.SIG_IGN))
+
+
+def _wait_for_the_end(signum: int, frame: Any) -> NoReturn:
+    """What SIGTERM comes to in a job that SLURM requeues, preempts or cancels, a while before it kills all processes.
+
+    The signal ends the processes that load data, and training on would fail for want of them, which is no failure of
+    the run. Signals, such as the one to requeue, are still heard.
+    """
+    print("SLURM is about to end this job", flush=True)
+    while True:
+        with contextlib.suppress(RuntimeError):  # of torch, about processes that have ended
+            time.sleep(1)
 
 
 # ----------------------------------------------------------------------------------------------------- command line
