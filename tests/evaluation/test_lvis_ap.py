@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 from grounding_dino.evaluation.lvis_ap import Detections, LVISTruth, TopPerCategory, lvis_metrics, lvis_precision, match
@@ -70,6 +71,26 @@ def test_precision_is_that_of_the_lvis_package(generated: Any, seed: int, monkey
         assert not np.array_equal(lvis_precision(LVISTruth(other), rows).values, table.values)
     other = {**content, "annotations": [{**item, "ignore": 0} for item in content["annotations"]]}
     assert not np.array_equal(lvis_precision(LVISTruth(other), rows).values, table.values)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_equal_scores_are_ordered_as_in_the_lvis_package(
+    generated: Any, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = generated.content(seed)
+    truth = LVISTruth(content)
+    rows = rows_of(truth, generated.noisy(content, seed))
+    rows = replace(rows, scores=np.round(rows.scores * 3).astype(np.float32))
+    assert len(set(rows.scores.tolist())) < 6
+    expected, _ = by_package(content, as_results(truth, rows), -1, monkeypatch)
+    np.testing.assert_allclose(lvis_precision(truth, rows).values, expected, rtol=0, atol=1e-12)
+    # and within a picture's limit
+    best = [np.flatnonzero(rows.images == image) for image in range(len(truth.image_ids))]
+    best = [found[np.argsort(-rows.scores[found], kind="stable")[:5]] for found in best]
+    expected, _ = by_package(content, as_results(truth, rows), 5, monkeypatch)
+    limited = lvis_precision(truth, rows[np.concatenate(best)]).values
+    np.testing.assert_allclose(limited, expected, rtol=0, atol=1e-12)
+    assert not np.array_equal(limited, lvis_precision(truth, rows).values)
 
 
 def test_fixed_precision_is_that_of_the_package_on_the_best_of_each_category(
