@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ SMALL = {
     "INPUT.CROP.MIN_SIZES": [72],
     "INPUT.CROP.SIZE": [48, 64],
     "DATALOADER.NUM_WORKERS": 0,
+}
+ONE_STEP_ALONE = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1000,
     "SOLVER.IMS_PER_BATCH": 2,
@@ -60,7 +63,10 @@ GROUNDING = ("goldg", "grit", "cap4m", "refcoco", "grefcoco")
 
 
 def settings(**changes: Any) -> list[Any]:
-    values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return options({**SMALL, **ONE_STEP_ALONE, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+def options(values: dict[str, Any]) -> list[Any]:
     return [item for pair in values.items() for item in pair]
 
 
@@ -141,3 +147,62 @@ def train(cfg: CfgNode) -> tuple[dict[str, Any], dict[str, Any]]:
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trainer.train()
     return before, trainer.model.state_dict()
+
+
+# ------------------------------------------------------------------- fine-tuning from files of the published forms
+
+STARTS = {
+    "swin_t_finetune_coco": ("swin_t_ogc", "official"),
+    "swin_b_finetune_coco": ("swin_b_cogcoor", "official"),
+    "mm_swin_t_finetune_coco": ("mm_swin_t", "mmdet"),
+    "one_class": ("swin_t_ogc", "official"),
+    "shapes_tiny_finetune": ("shapes_tiny", "ours"),
+    "shapes_tiny_one_class": ("shapes_tiny", "ours"),
+}
+
+
+@pytest.fixture
+def one_picture(tmp_path: Path) -> Iterator[str]:
+    """A `--dataset` argument for one 64 x 64 picture with one box; its names are forgotten afterwards."""
+    before = set(DatasetCatalog)
+    Image.new("RGB", (64, 64), (90, 120, 30)).save(tmp_path / "0.png")
+    content = {
+        "images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [8, 8, 32, 24], "area": 768, "iscrowd": 0}],
+        "categories": [{"id": 7, "name": "cat"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    yield f"one_picture={tmp_path / 'boxes.json'}:{tmp_path}"
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_fine_tuning_starts_from_the_published_form_and_trains(name: str, one_picture: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, origin = STARTS[name]
+    start = str(tmp_path / "start.pth")
+    # the authors' files and mmdet's conversions have no denoising part, ours do
+    denoising = {"MODEL.DENOISING.ENABLED_ON": origin == "ours"}
+    state = GeneralizedDINO(load_cfg(base, options({**SMALL, **denoising}))).state_dict()
+    save_checkpoint(start, state, to=origin)
+    run = {
+        "MODEL.WEIGHTS": start,
+        "DATASETS.EXTRA": [one_picture],
+        "DATASETS.TRAIN": ["one_picture"],
+        "DATASETS.TEST": ["one_picture"],
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.STEPS": [],
+        "SOLVER.MAX_ITER": 1,
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    cfg = load_cfg(name, options({**SMALL, **run}))
+    before, trained = train(cfg)
+    moved = [key for key, value in state.items() if key in trained and value.shape == trained[key].shape]
+    assert any(not torch.equal(state[key], trained[key]) for key in moved if key.startswith("transformer_decoder."))
+    assert cfg.SOLVER.BEST_CHECKPOINT_METRIC == "" or (tmp_path / "out" / "model_best.pth").is_file()
+    if cfg.MODEL.TEXT_ENCODER.FREEZE_ON:
+        text = [key for key in before if key.startswith("text_encoder.bert.")]
+        assert text and all(torch.equal(before[key], trained[key]) for key in text)
