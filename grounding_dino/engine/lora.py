@@ -40,7 +40,8 @@ def build_adapters(cfg: CfgNode, model: nn.Module) -> Adapters | None:
     """Put the adapters that MODEL.LORA asks for on `model`, in place, and freeze the rest; None where it is off.
 
     Raises:
-        ValueError: a pattern that finds nothing, a rank below 1, an option that does not go with adapters, or no peft.
+        ValueError: a pattern that finds nothing, a number that cannot be, an option that does not go with adapters, or
+            no peft.
     """
     if not cfg.MODEL.LORA.ENABLED_ON:
         return None
@@ -58,6 +59,11 @@ def build_adapters(cfg: CfgNode, model: nn.Module) -> Adapters | None:
         )
     if options.RANK < 1:
         raise ValueError(f"MODEL.LORA.RANK is {options.RANK}; give 1 or more, such as 8")
+    if options.ALPHA <= 0 or not 0 <= options.DROPOUT < 1:
+        raise ValueError(
+            f"MODEL.LORA has ALPHA {options.ALPHA} and DROPOUT {options.DROPOUT}; give a positive number, such as 16, "
+            "and a share from 0 to below 1"
+        )
     config = add_adapters(model, target_layers(cfg, model), options.RANK, options.ALPHA, options.DROPOUT)
     _train_in_full(cfg, model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

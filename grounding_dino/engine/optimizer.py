@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from grounding_dino.engine.layer_decay import layer_factors
@@ -75,7 +75,12 @@ def freeze_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> Groups:
-    """One group for each (learning rate, weight decay) that `SOLVER` gives to a trained parameter."""
+    """One group for each (learning rate, weight decay) that `SOLVER` gives to a trained parameter.
+
+    Raises:
+        ValueError: an entry of SOLVER.PARAMETER_GROUPS that is none, or whose pattern is no regular expression.
+    """
+    _check_patterns(cfg, [name for name, _ in model.named_parameters()])
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     by_layer = layer_factors(cfg, model)
     seen: set[nn.Parameter] = set()
@@ -97,6 +102,40 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> Groups:
             groups[(cfg.SOLVER.BASE_LR * lr_factor, decay * decay_factor)].append(parameter)
     ordered = sorted(groups, reverse=True)
     return [{"params": groups[lr, decay], "lr": lr, "weight_decay": decay} for lr, decay in ordered]
+
+
+def _check_patterns(cfg: CfgNode, names: list[str]) -> None:
+    for entry in cfg.SOLVER.PARAMETER_GROUPS:
+        if not isinstance(entry, (list, tuple)) or [type(part) in (int, float) for part in entry] != [
+            False,
+            True,
+            True,
+        ]:
+            raise ValueError(
+                f"SOLVER.PARAMETER_GROUPS has {entry!r}; an entry is [pattern, learning-rate multiplier, decay "
+                "multiplier], such as ['^backbone', 0.1, 1.0]"
+            )
+        if not any(_finds("SOLVER.PARAMETER_GROUPS", entry[0], name) for name in names):
+            logger.warning("SOLVER.PARAMETER_GROUPS has %r, but no parameter's name matches it", entry[0])
+
+
+def check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """See that `optimizer` can take up the state of another run's.
+
+    Raises:
+        ValueError: it is of another kind, or of other parameters.
+    """
+    sizes, kinds = [], []
+    for groups in (state["param_groups"], optimizer.param_groups):
+        sizes.append([len(group["params"]) for group in groups])
+        kinds.append({"betas", "momentum"} & groups[0].keys())
+    if sizes[0] != sizes[1] or kinds[0] != kinds[1]:
+        raise ValueError(
+            f"the checkpoint is of a run with another optimizer or other parameters to train (groups of {sizes[0]} "
+            f"tensors, now {sizes[1]}): to go on keep SOLVER.OPTIMIZER, FREEZE, PARAMETER_GROUPS and LAYER_DECAY, "
+            "MODEL.LORA and MODEL.TEXT_ENCODER.FREEZE_ON as they were; else start a new run from its weights "
+            "(MODEL.WEIGHTS, another OUTPUT_DIR)"
+        )
 
 
 def _factors(cfg: CfgNode, name: str) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from grounding_dino.tables import format_table
@@ -35,7 +36,8 @@ def comparison_table(cfg: CfgNode, before: Mapping[str, float], now: Mapping[str
 
 
 def _change(first: float, value: float) -> list[str]:
-    return [f"{first:.2f}", f"{value:.2f}", f"{value - first:+.2f}"]
+    change = value - first
+    return [f"{first:.2f}", f"{value:.2f}", "" if math.isnan(change) else f"{change:+.2f}"]
 
 
 def _parts(cfg: CfgNode) -> Iterator[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from grounding_dino.checkpoint.sharded import whole_scalar
 from grounding_dino.engine.clipping import build_clipping
 from grounding_dino.engine.finite_checks import NonFiniteError, check_gradients, check_losses, while_computing
+from grounding_dino.engine.optimizer import check_state
 
 import torch
 from detectron2.config import CfgNode
@@ -121,6 +122,11 @@ class TrainStep(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: it is of another optimizer, or of other trained parameters.
+        """
+        check_state(self.optimizer, state_dict["optimizer"])
         super().load_state_dict(state_dict)
         # A run may go on in another precision, whose scaler has no state or begins anew.
         if state_dict.get("grad_scaler"):

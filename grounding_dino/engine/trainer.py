@@ -154,6 +154,11 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         if cfg.TEST.PRECISE_BN.ENABLED:
             raise ValueError("TEST.PRECISE_BN.ENABLED is True, which this trainer does not support; set it to False")
+        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+            raise ValueError(
+                f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}; give a number of iterations (one above "
+                "SOLVER.MAX_ITER saves at the end alone)"
+            )
         chain: list[HookBase | None] = [SeedEveryStep(), FrozenNorms(), hooks.IterationTimer(), hooks.LRScheduler()]
         chain.append(EqualStatistics(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD))
         if self.average is not None:
@@ -251,9 +256,13 @@ def check_test_sets(cfg: CfgNode) -> None:
     """Load the data sets of DATASETS.TEST and TEST.RETAINED once: a missing one ends a run at its start, not its end.
 
     Raises:
-        ValueError: one cannot be evaluated on, or TEST.PRECISION is unknown.
+        ValueError: one cannot be evaluated on, TEST.PRECISION is unknown, or a number of TEST cannot be.
     """
     _evaluation_precision(cfg)
+    lowest = {"DETECTIONS_PER_IMAGE": 1, "MAX_DETECTIONS": 1, "CATEGORIES_PER_PROMPT": 0, "DESCRIPTIONS_PER_PROMPT": 0}
+    for key, least in lowest.items():
+        if cfg.TEST[key] < least:
+            raise ValueError(f"TEST.{key} is {cfg.TEST[key]}; give {least} or more")
     register_extra_datasets(cfg.DATASETS.EXTRA)
     sets = {"DATASETS.TEST": cfg.DATASETS.TEST, "TEST.RETAINED": cfg.TEST.RETAINED}
     for key, name in [(key, name) for key, names in sets.items() for name in names]:

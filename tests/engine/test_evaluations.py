@@ -193,10 +193,17 @@ def test_retained_sets_that_are_missing_are_refused_at_the_start(cfg_of: ConfigB
 
 def test_a_table_of_several_targets_and_retained_sets(tiny_cfg: CfgNode) -> None:
     tiny_cfg.DATASETS.TEST, tiny_cfg.TEST.RETAINED = ("a", "b"), ("c", "d")
-    before = {"a/bbox/AP": 1.0, "retained/c/refexp/P@1": 5.0}
-    now = {"a/bbox/AP": 2.0, "b/bbox/AP": 3.0, "b/bbox/AP-cat": 3.0, "retained/c/refexp/P@1": 4.0}
+    before = {"a/bbox/AP": 1.0, "a/bbox/APl": float("nan"), "retained/c/refexp/P@1": 5.0}
+    now = {
+        "a/bbox/AP": 2.0,
+        "a/bbox/APl": float("nan"),
+        "b/bbox/AP": 3.0,
+        "b/bbox/AP-cat": 3.0,
+        "retained/c/refexp/P@1": 4.0,
+    }
     assert [line.split() for line in comparison_table(tiny_cfg, before, now).splitlines()[1:]] == [
         ["a", "bbox", "AP", "1.00", "2.00", "+1.00"],
+        ["a", "bbox", "APl", "nan", "nan"],
         ["b", "bbox", "AP", "3.00"],
         ["c", "(retained)", "refexp", "P@1", "5.00", "4.00", "-1.00"],
     ]

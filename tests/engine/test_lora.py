@@ -132,6 +132,8 @@ def test_targets_rank_alpha_and_dropout_are_those_asked_for(tiny_cfg: CfgNode, r
         (("TRAIN", ["gone"]), "LORA.TRAIN has 'gone', which matches no parameter's name"),
         (("TRAIN", [r"ffn\.0\.weight"]), r"finds pixel_decoder.*ffn.0.weight, whose layer has an adapter"),
         (("RANK", 0), "LORA.RANK is 0; give 1 or more"),
+        (("ALPHA", 0), "LORA has ALPHA 0 and DROPOUT 0.0; give a positive number"),
+        (("DROPOUT", 1.0), "ALPHA 16 and DROPOUT 1.0; .* a share from 0 to below 1"),
         (("WEIGHTS", "old"), "fresh adapters: merge the old ones first"),
     ],
 )
@@ -286,6 +288,8 @@ def test_other_adapters_than_the_checkpoints_are_refused(train_cfg: ConfigBuilde
     for other in (("MODEL.LORA.RANK", 2), ("MODEL.LORA.TRAIN", ["^denoising"])):
         with pytest.raises(ValueError, match="the checkpoint has other adapters than MODEL.LORA asks for"):
             started(train_cfg(*LORA, *other), resume=True)
+    with pytest.raises(ValueError, match="with another optimizer or other parameters to train"):
+        started(train_cfg(), resume=True)
 
 
 def test_full_fine_tuning_can_start_from_merged_adapters(train_cfg: ConfigBuilder, base: str) -> None:

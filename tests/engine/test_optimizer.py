@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from grounding_dino.engine.optimizer import build_optimizer, freeze_parameters, parameter_groups
+from grounding_dino.engine.optimizer import build_optimizer, check_state, freeze_parameters, parameter_groups
 from grounding_dino.engine.trainer import Trainer
 
 import pytest
@@ -65,6 +65,8 @@ def test_frozen_parameters_are_in_no_group(tiny_cfg: CfgNode, model: nn.Module) 
         ("FREEZE", ["("], "SOLVER.FREEZE has '\\(', which is no regular expression"),
         ("FREEZE", ["."], "leaves no parameter to train"),
         ("PARAMETER_GROUPS", [["*", 1.0, 1.0]], "SOLVER.PARAMETER_GROUPS has '\\*', which is no regular"),
+        ("PARAMETER_GROUPS", [["^head", 1.0]], r"has \['\^head', 1.0\]; an entry is \[pattern, learning-rate"),
+        ("PARAMETER_GROUPS", [[0.1, "^head", 1.0]], "an entry is"),
     ],
 )
 def test_what_does_not_exist_is_refused(
@@ -73,6 +75,25 @@ def test_what_does_not_exist_is_refused(
     tiny_cfg.SOLVER[key] = value
     with pytest.raises(ValueError, match=message):
         build_optimizer(tiny_cfg, model)
+
+
+def test_a_pattern_of_rates_that_finds_nothing_is_said(
+    tiny_cfg: CfgNode, model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_cfg.SOLVER.PARAMETER_GROUPS = [["^backbone", 0.1, 1.0], ["^haed", 2.0, 1.0]]
+    parameter_groups(tiny_cfg, model)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["SOLVER.PARAMETER_GROUPS has '^haed', but no parameter's name matches it"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("FREEZE", ["^norm"]), ("OPTIMIZER", "SGD"), ("PARAMETER_GROUPS", [])])
+def test_the_state_of_another_optimizer_is_refused(tiny_cfg: CfgNode, model: nn.Module, key: str, value: Any) -> None:
+    tiny_cfg.SOLVER.PARAMETER_GROUPS = [["^backbone", 0.1, 1.0]]
+    state = build_optimizer(tiny_cfg, model).state_dict()
+    check_state(build_optimizer(tiny_cfg, model), state)
+    tiny_cfg.SOLVER[key] = value
+    with pytest.raises(ValueError, match="with another optimizer or other parameters to train .* MODEL.LORA"):
+        check_state(build_optimizer(tiny_cfg, model), state)
 
 
 def test_optimizers_by_name(tiny_cfg: CfgNode, model: nn.Module) -> None:

@@ -247,6 +247,10 @@ def test_the_best_checkpoint_is_kept_and_outlives_an_interruption(
     [
         (("TEST.EVAL_PERIOD", 0), "needs evaluations during training: set TEST.EVAL_PERIOD"),
         (("DATASETS.TEST", ("squares", "more")), "has to begin with one of them, as in 'squares/bbox/AP'"),
+        (("TEST.DETECTIONS_PER_IMAGE", 0), "TEST.DETECTIONS_PER_IMAGE is 0; give 1 or more"),
+        (("TEST.MAX_DETECTIONS", 0), "TEST.MAX_DETECTIONS is 0; give 1 or more"),
+        (("TEST.DESCRIPTIONS_PER_PROMPT", -1), "TEST.DESCRIPTIONS_PER_PROMPT is -1; give 0 or more"),
+        (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD is 0; give a number of iterations"),
         (("TEST.PRECISION", "int8"), "unknown TEST.PRECISION 'int8'; choose from"),
         (("TEST.PRECISE_BN.ENABLED", True), "TEST.PRECISE_BN.ENABLED is True, which this trainer does not support"),
     ],
