@@ -25,8 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="check_data.py",
-        description="Look through the data sets of a training before it starts, and say how many steps and how much "
-        "memory it will take. The exit code is 1 where something is lost to training, or stops it.",
+        description="Look through the data sets of a training before it starts, those that it is evaluated on among "
+        "them, and say how many steps and how much memory it will take. The exit code is 1 where something is lost to "
+        "training or evaluation, or stops it.",
     )
     add_data_arguments(parser)
     parser.add_argument("--all", action="store_true", help="decode every picture, not only 200 of a data set")
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `tools/check_data.py`: 0, 1 where there are errors, or a sentence and exit code 2."""
     from grounding_dino.data.check import check_dataset
     from grounding_dino.data.datasets import register_extra_datasets
+    from grounding_dino.data.datasets.groups import expand_groups
 
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -58,11 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports.append(check_dataset(cfg, name, None if args.all else 200))
         samples += draw_samples(cfg, reports[-1], args.output / name)
         print_part(f"data set {name}", reports[-1])
+    tests = []
+    for name in dict.fromkeys(expand_groups([*cfg.DATASETS.TEST, *cfg.TEST.RETAINED])):
+        tests.append(check_test_set(cfg, name, None if args.all else 200))
+        print_part(f"test set {name}", tests[-1])
     plan = check_training(cfg, reports, samples, args)
     print_part("training", plan)
-    wrong = any(report.findings.has_errors for report in (*reports, plan))
+    wrong = any(report.findings.has_errors for report in (*reports, *tests, plan))
     if args.json:
-        content = {"ok": not wrong, "data_sets": list(map(_content, reports)), "training": _content(plan)}
+        parts = {"data_sets": list(map(_content, reports)), "test_sets": list(map(_content, tests))}
+        content = {"ok": not wrong, **parts, "training": _content(plan)}
         args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print("errors were found" if wrong else "no errors were found")
     return int(wrong)
@@ -86,6 +93,20 @@ def print_part(title: str, report: SetReport) -> None:
     for line in (*report.notes, *report.findings.all()):
         print(line)
     print(flush=True)
+
+
+def check_test_set(cfg: CfgNode, name: str, num_pictures: int | None) -> SetReport:
+    """What is found in a data set of DATASETS.TEST or TEST.RETAINED, and whether anything scores it."""
+    from grounding_dino.data.check import check_dataset
+    from grounding_dino.data.findings import ERROR
+    from grounding_dino.evaluation.build import evaluator_kinds
+
+    report = check_dataset(cfg, name, num_pictures)
+    try:
+        evaluator_kinds(name)
+    except ValueError as error:
+        report.findings.note(ERROR, "the data set cannot be evaluated on", str(error))
+    return report
 
 
 def draw_samples(cfg: CfgNode, report: SetReport, folder: Path) -> list[dict[str, Any]]:

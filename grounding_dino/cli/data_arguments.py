@@ -31,7 +31,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def load_data_config(args: argparse.Namespace) -> CfgNode:
     """The configuration with the data sets asked for in DATASETS.TRAIN; it can be changed.
 
-    Where the KEY VALUE pairs have DATASETS.TRAIN, `--dataset` only registers.
+    Where the KEY VALUE pairs have DATASETS.TRAIN, `--dataset` only registers. Where it names the data sets itself,
+    those that the configuration evaluates on are left out, unless the pairs name them.
 
     Raises:
         FileNotFoundError: no such configuration.
@@ -52,4 +53,7 @@ def load_data_config(args: argparse.Namespace) -> CfgNode:
     if names and "DATASETS.TRAIN" not in args.opts[::2]:
         cfg.DATASETS.TRAIN = tuple(expand_groups(names))
         cfg.DATASETS.WEIGHTS = []  # those of the configuration's own data sets
+        for part, key in (("DATASETS", "TEST"), ("TEST", "RETAINED")):
+            if f"{part}.{key}" not in args.opts[::2]:
+                cfg[part][key] = ()
     return cfg

@@ -12,11 +12,12 @@ from grounding_dino.data.datasets.groups import expand_config, expand_groups, un
 from grounding_dino.data.datasets.rows import strict_rows
 from grounding_dino.data.mappers import build_mapper
 from grounding_dino.data.mixture import shares_of
-from grounding_dino.data.record_sets import ListRecords, RecordSet, RecordSets
+from grounding_dino.data.record_sets import ListRecords, RecordSet, RecordSets, TextKind
 from grounding_dino.data.streaming import LazyRecords
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +60,32 @@ def _load(name: str, filter_empty: bool) -> list[Record] | LazyRecords:
     if name not in DatasetCatalog:
         raise ValueError(unknown_name(name))
     try:
-        found = get_detection_dataset_dicts([name], filter_empty=filter_empty)
+        found = get_detection_dataset_dicts([name], filter_empty=False)
     except AssertionError as error:  # upstream asserts where nothing is left
         raise ValueError(f"the data set {name!r} yields nothing: {error}") from error
     if isinstance(found, LazyRecords):
-        found = found.with_objects() if filter_empty else found
-        found.dataset_name = name
-        return found
+        kept = found.with_objects() if filter_empty else found
+        kept.dataset_name = name
+        captions = found.column("text") == TextKind.CAPTION
+        _tell_of_sentences(name, int((captions & ~found.column("has_object")).sum()) if filter_empty else 0)
+        return kept
+    if filter_empty and "annotations" in found[0]:
+        sentences = sum("caption" in record for record in found)
+        found = filter_images_with_only_crowd_annotations(found)
+        _tell_of_sentences(name, sentences - sum("caption" in record for record in found))
     if not found:
         raise ValueError(f"the data set {name!r} has no picture with an object; there is nothing to train on")
     return [{**record, "dataset_name": name} for record in found]
+
+
+def _tell_of_sentences(name: str, left_out: int) -> None:
+    """Sentences without a target, which gRefCOCO has on purpose, do not vanish in silence."""
+    if left_out:
+        logger.warning(
+            "%s: %d sentences that name nothing in their picture are left out; to train on them as well, set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False",
+            *(name, left_out),
+        )
 
 
 def load_train_sets(cfg: CfgNode) -> tuple[RecordSets, list[float] | None]:

@@ -270,7 +270,8 @@ def _check_pictures(
         said = (record.get("width", width), record.get("height", height))
         if said != (width, height):
             example = f"{_name(record)} is {width} x {height}, its record says {said[0]} x {said[1]}"
-            findings.note(ERROR, "pictures of another size than annotated (training leaves them out)", example)
+            what = "pictures of another size than annotated (training leaves them out, evaluation misses their boxes)"
+            findings.note(ERROR, what, example)
     return {"pictures decoded": f"{len(places)} of {len(records)}"}
 
 

@@ -52,6 +52,7 @@ def test_a_set_in_order_ends_with_0_and_five_drawings(check: Callable[..., Any],
     assert len(list((tmp_path / "drawn" / "cats").glob("*.png"))) == 6, "and a contact sheet"
     (data,) = content["data_sets"]
     assert data["name"] == "cats" and data["facts"]["objects"] == 5 and data["findings"] == []
+    assert content["test_sets"] == [], "the configuration's own are no matter of a set that is named"
     steps = content["training"]["facts"]
     assert steps == {
         "pictures an epoch": 5,
@@ -87,6 +88,27 @@ def test_a_set_that_cannot_be_loaded_is_an_error(check: Callable[..., Any]) -> N
     code, output, content = check("--dataset", "nowhere", "--no-memory")
     assert code == 1 and "there is no data set 'nowhere'" in output
     assert [part["name"] for part in content["data_sets"]] == ["cats", "nowhere"]
+
+
+def test_sets_of_evaluation_are_checked_where_they_are_named(check: Callable[..., Any], tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    region = {"bbox": [1, 1, 9, 9], "phrase": "a cat"}
+    row = {"filename": "1.png", "width": 60, "height": 40, "grounding": {"caption": "a cat", "regions": [region]}}
+    (rows / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (rows / "b.jsonl").write_text(json.dumps({**row, "width": 61}) + "\n")
+    extra = f"disk={rows}/*.jsonl:{tmp_path / 'pictures'}"
+    opts = ("DATASETS.EXTRA", f"['{extra}']", "DATASETS.TEST", "('cats', 'disk')", "TEST.RETAINED", "('nowhere',)")
+    code, output, content = check("--no-memory", opts=opts)
+    assert code == 1 and "test set disk" in output
+    tests = {part["name"]: part for part in content["test_sets"]}
+    assert [*tests] == ["cats", "disk", "nowhere"] and tests["cats"]["findings"] == []
+    assert {found["what"].split(" (")[0] for found in tests["disk"]["findings"]} == {
+        "pictures of another size than annotated",
+        "the data set cannot be evaluated on",
+    }
+    assert "cannot be loaded" in tests["nowhere"]["findings"][0]["what"]
+    assert content["data_sets"][0]["findings"] == [] and content["training"]["findings"] == []
 
 
 @pytest.mark.parametrize("measure", [True, False])

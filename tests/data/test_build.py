@@ -64,3 +64,21 @@ def test_unknown_names_and_empty_data_sets_are_errors_at_the_start(cfg):
         json.dump(content, file)
     with pytest.raises(ValueError, match=NAMES[0]):
         load_train_records(cfg)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_sentences_without_a_target_are_trained_on_or_named(
+    cfg, on_disk, tmp_path, grounding_row, write_jsonl, caplog, monkeypatch
+):
+    monkeypatch.setenv("GROUNDING_DINO_CACHE", str(tmp_path / "cache"))
+    Image.new("RGB", (32, 24)).save(tmp_path / "0.png")
+    nothing = {"caption": "no such thing", "regions": []}
+    path = write_jsonl("rows.jsonl", [grounding_row(0), grounding_row(0, grounding=nothing)])
+    name = NAMES[0]
+    cfg.DATASETS.EXTRA = [f"{name}={path[:-1] + '*' if on_disk else path}:{tmp_path}"]
+    cfg.DATASETS.TRAIN = (name,)
+    assert len(load_train_records(cfg)) == 1
+    assert f"{name}: 1 sentences that name nothing" in caplog.text and "ANNOTATIONS False" in caplog.text
+    caplog.clear()
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert len(load_train_records(cfg)) == 2 and not caplog.text
