@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import grounding_dino  # noqa: F401  (makes detectron2 importable)
+from grounding_dino.engine.trainer import Trainer
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
 from PIL import Image
 
 CATEGORIES = {90: "red square", 3: "green square", 17: "blue square"}  # ids with gaps, in no order
@@ -90,6 +92,34 @@ def tiny_opts(coco_folder: Path) -> list[Any]:
         *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 1e-3, "SOLVER.WARMUP_ITERS", 3),
         *("SOLVER.CHECKPOINT_PERIOD", 1000, "SEED", 3),
     ]
+
+
+class _Interruption(Exception):
+    pass
+
+
+class _StopBefore(HookBase):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise _Interruption
+
+
+@pytest.fixture
+def stopped_before() -> Callable[[int, CfgNode], Trainer]:
+    """`stopped_before(3, cfg)`: a training that ends before that iteration as a kill would end it: nothing is saved."""
+
+    def train(iteration: int, cfg: CfgNode) -> Trainer:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(False)
+        trainer.register_hooks([_StopBefore(iteration)])
+        with pytest.raises(_Interruption):
+            trainer.train()
+        return trainer
+
+    return train
 
 
 @pytest.fixture

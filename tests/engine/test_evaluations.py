@@ -18,10 +18,10 @@ from grounding_dino.evaluation.build import EVALUATORS, TASKS
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 
 ConfigBuilder = Callable[..., CfgNode]
+Stop = Callable[[int, CfgNode], Trainer]
 
 
 class Scores(DatasetEvaluator):
@@ -59,23 +59,9 @@ def cfg_of(train_cfg: ConfigBuilder, coco_folder: Path) -> ConfigBuilder:
     return build
 
 
-class Interruption(Exception):
-    pass
-
-
-class StopBefore(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise Interruption
-
-
-def run(cfg: CfgNode, resume: bool = False, *hooks: HookBase) -> tuple[Trainer, Any]:
+def run(cfg: CfgNode, resume: bool = False) -> tuple[Trainer, Any]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
-    trainer.register_hooks(hooks)
     return trainer, trainer.train()
 
 
@@ -118,13 +104,12 @@ def test_target_and_retained_side_by_side(
 
 
 def test_a_run_that_goes_on_keeps_what_was_before_training(
-    cfg_of: ConfigBuilder, with_scores: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    cfg_of: ConfigBuilder, with_scores: Callable[..., Any], caplog: pytest.LogCaptureFixture, stopped_before: Stop
 ) -> None:
     with_scores(squares=[10.0, 20.0, 30.0, 35.0, 40.0], kept=[80.0, 70.0, 65.0, 62.0, 60.0])
     opts = (*RETAINED, "SOLVER.CHECKPOINT_PERIOD", 1)
     with caplog.at_level(logging.INFO):
-        with pytest.raises(Interruption):
-            run(cfg_of(*opts), False, StopBefore(2))
+        stopped_before(2, cfg_of(*opts))
         run(cfg_of(*opts), True)
     assert [row["steps"] for row in record_of(cfg_of())] == [0, 1, 2, 3]
     assert any("35.00  +25.00" in message and "62.00  -18.00" in message for message in caplog.messages)
@@ -295,12 +280,11 @@ def test_training_ends_when_the_metric_stops_growing(
 
 
 def test_an_interruption_does_not_change_when_training_ends(
-    cfg_of: ConfigBuilder, with_scores: Callable[..., Any]
+    cfg_of: ConfigBuilder, with_scores: Callable[..., Any], stopped_before: Stop
 ) -> None:
     left = with_scores(squares=[1.0, 3.0, 2.0, 2.5, 9.0])
     opts = (*STOP, "SOLVER.CHECKPOINT_PERIOD", 1)
-    with pytest.raises(Interruption):
-        run(cfg_of(*opts), False, StopBefore(3))
+    stopped_before(3, cfg_of(*opts))
     trainer, _ = run(cfg_of(*opts), True)
     assert (trainer.start_iter, trainer.iter, left["squares"]) == (3, 3, [9.0])
 

@@ -18,24 +18,11 @@ import peft
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from torch import Tensor, nn
 
 ConfigBuilder = Callable[..., CfgNode]
+Stop = Callable[[int, CfgNode], Trainer]
 LORA = ("MODEL.LORA.ENABLED_ON", True, "MODEL.LORA.RANK", 4, "SOLVER.BASE_LR", 1e-2, "SOLVER.WARMUP_ITERS", 0)
-
-
-class Interruption(Exception):
-    pass
-
-
-class StopBefore(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise Interruption
 
 
 def started(cfg: CfgNode, resume: bool = False) -> Trainer:
@@ -249,14 +236,11 @@ def test_the_best_adapters_are_also_there_averaged(
             torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(train_cfg: ConfigBuilder, base: str) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(train_cfg: ConfigBuilder, base: str, stopped_before: Stop) -> None:
     opts = (*LORA, "MODEL.WEIGHTS", base, "SOLVER.CHECKPOINT_PERIOD", 2, "MODEL.LORA.DROPOUT", 0.1)
     opts = (*opts, "SOLVER.EMA.ENABLED_ON", True, "MODEL.LORA.TRAIN", ["^denoising"])
     whole = trained(train_cfg(*opts, output="whole"))
-    parts = started(train_cfg(*opts, output="parts"))
-    parts.register_hooks([StopBefore(3)])
-    with pytest.raises(Interruption):
-        parts.train()
+    stopped_before(3, train_cfg(*opts, output="parts"))
     Path(base).unlink()  # a run needs what it began with no more
     resumed = trained(train_cfg(*opts, output="parts"), resume=True)
     assert resumed.start_iter == 2

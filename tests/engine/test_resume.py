@@ -10,35 +10,15 @@ from grounding_dino.engine.trainer import Trainer
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 
 ConfigBuilder = Callable[..., CfgNode]
+Stop = Callable[[int, CfgNode], Trainer]
 
 
-class Interruption(Exception):
-    pass
-
-
-class StopBefore(HookBase):
-    """Ends the process's training at an iteration, as a kill would: nothing is saved."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise Interruption
-
-
-def trained(cfg: CfgNode, resume: bool = False, stop_before: int | None = None) -> Trainer:
+def trained(cfg: CfgNode, resume: bool = False) -> Trainer:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
-    if stop_before is None:
-        trainer.train()
-    else:
-        trainer.register_hooks([StopBefore(stop_before)])
-        with pytest.raises(Interruption):
-            trainer.train()
+    trainer.train()
     return trainer
 
 
@@ -68,26 +48,28 @@ def assert_identical(left: Any, right: Any, where: str = "") -> None:
 LONG = ("SOLVER.MAX_ITER", 20, "SOLVER.CHECKPOINT_PERIOD", 10)
 
 
-def test_resumed_at_a_checkpoint(train_cfg: ConfigBuilder) -> None:
+def test_resumed_at_a_checkpoint(train_cfg: ConfigBuilder, stopped_before: Stop) -> None:
     whole = trained(train_cfg(*LONG, output="whole"))
-    trained(train_cfg(*LONG, output="parts"), stop_before=10)
+    stopped_before(10, train_cfg(*LONG, output="parts"))
     resumed = trained(train_cfg(*LONG, output="parts"), resume=True)
     assert resumed.start_iter == 10
     assert_same_state(whole, resumed)
 
 
-def test_killed_between_checkpoints_with_another_number_of_workers(train_cfg: ConfigBuilder) -> None:
+def test_killed_between_checkpoints_with_another_number_of_workers(
+    train_cfg: ConfigBuilder, stopped_before: Stop
+) -> None:
     short = ("SOLVER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 3)
     whole = trained(train_cfg(*short, output="whole"))
-    trained(train_cfg(*short, output="parts"), stop_before=5)
+    stopped_before(5, train_cfg(*short, output="parts"))
     resumed = trained(train_cfg(*short, "DATALOADER.NUM_WORKERS", 2, output="parts"), resume=True)
     assert resumed.start_iter == 3
     assert_same_state(whole, resumed)
 
 
-def test_a_random_seed_goes_on(train_cfg: ConfigBuilder) -> None:
+def test_a_random_seed_goes_on(train_cfg: ConfigBuilder, stopped_before: Stop) -> None:
     short = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SEED", -1)
-    first = trained(train_cfg(*short, output="parts"), stop_before=2)
+    first = stopped_before(2, train_cfg(*short, output="parts"))
     resumed = trained(train_cfg(*short, output="parts"), resume=True)
     assert resumed.seed == first.seed
     known = train_cfg(*short, "SEED", first.seed, output="whole")
@@ -114,10 +96,10 @@ def test_a_finished_run_trained_longer_equals_a_longer_run(train_cfg: ConfigBuil
     assert_same_state(whole, resumed)
 
 
-def test_sgd_goes_on_with_its_momentum(train_cfg: ConfigBuilder) -> None:
+def test_sgd_goes_on_with_its_momentum(train_cfg: ConfigBuilder, stopped_before: Stop) -> None:
     sgd = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MOMENTUM", 0.9)
     whole = trained(train_cfg(*sgd, output="whole"))
-    trained(train_cfg(*sgd, output="parts"), stop_before=2)
+    stopped_before(2, train_cfg(*sgd, output="parts"))
     assert_same_state(whole, trained(train_cfg(*sgd, output="parts"), resume=True))
 
 
