@@ -267,8 +267,9 @@ def check_test_sets(cfg: CfgNode) -> None:
     sets = {"DATASETS.TEST": cfg.DATASETS.TEST, "TEST.RETAINED": cfg.TEST.RETAINED}
     for key, name in [(key, name) for key, names in sets.items() for name in names]:
         try:
-            evaluator_kinds(name)
-            check_all_names(cfg, load_records([name]), name)
+            records = load_records([name])
+            evaluator_kinds(name)  # known of a file that --dataset names once it is read
+            check_all_names(cfg, records, name)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f'{name!r} of {key} cannot be evaluated on: {error} (to train without evaluation, set {key} "()")'

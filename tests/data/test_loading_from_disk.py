@@ -20,6 +20,7 @@ from grounding_dino.data.datasets.odvg import OdvgReader
 from grounding_dino.data.loader import BatchStream, build_stream_loader, build_train_loader, start_stream_at
 from grounding_dino.data.record_sets import ListRecords, RecordSets
 from grounding_dino.data.streaming import LazyRecords, register_stream
+from grounding_dino.engine.trainer import check_test_sets
 
 import numpy as np
 import pytest
@@ -331,3 +332,17 @@ def test_label_rows_are_checked_without_reading_all(
     cfg.MODEL.DENOISING.NUM_LABELS = 1
     with pytest.raises(ValueError, match=f"can list {sentence}, but MODEL.DENOISING.NUM_LABELS is 1"):
         build_train_loader(cfg, seed=0)
+
+
+def test_rows_on_disk_are_refused_for_evaluation_at_the_start(
+    cfg: CfgNode, grounding_row: Rows, write_tar: Write
+) -> None:
+    """A file that --dataset names is known to stay on disk once it is read."""
+    path = write_tar("shard.tar", [grounding_row(number) for number in range(2)])
+    cfg.DATASETS.EXTRA, cfg.DATASETS.TEST = [f"of_the_command_line={path}:."], ("of_the_command_line",)
+    try:
+        with pytest.raises(ValueError, match="'of_the_command_line' of DATASETS.TEST cannot be evaluated on.*scored"):
+            check_test_sets(cfg)
+    finally:
+        DatasetCatalog.remove("of_the_command_line")
+        MetadataCatalog.remove("of_the_command_line")

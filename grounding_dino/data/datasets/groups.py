@@ -6,6 +6,7 @@ import difflib
 import functools
 from collections.abc import Sequence
 
+from grounding_dino.data.datasets.coco_cleaning import is_number
 from grounding_dino.data.datasets.register_odinw import PUBLISHED_SPLIT, SPLITS, dataset_name, odinw
 
 from detectron2.config import CfgNode
@@ -36,14 +37,14 @@ def expand_groups(names: Sequence[str]) -> list[str]:
 def expand_config(cfg: CfgNode) -> None:
     """Replace groups in DATASETS.TRAIN, DATASETS.TEST and TEST.RETAINED, in place.
 
-    A weight of a group in DATASETS.WEIGHTS is shared evenly by its members.
+    A weight of a group in DATASETS.WEIGHTS is shared evenly by its members; a ratio in DATASETS.RATIOS is that of each.
+    Numbers that do not fit stay, to be refused where sets are mixed.
     """
-    if cfg.DATASETS.WEIGHTS and len(cfg.DATASETS.WEIGHTS) == len(cfg.DATASETS.TRAIN):
-        cfg.DATASETS.WEIGHTS = [
-            weight / len(expand_groups([name]))
-            for name, weight in zip(cfg.DATASETS.TRAIN, cfg.DATASETS.WEIGHTS, strict=True)
-            for _ in expand_groups([name])
-        ]
+    sizes = [len(expand_groups([name])) for name in cfg.DATASETS.TRAIN]
+    if len(cfg.DATASETS.WEIGHTS) == len(sizes) and all(map(is_number, cfg.DATASETS.WEIGHTS)):
+        cfg.DATASETS.WEIGHTS = [weight / size for weight, size in zip(cfg.DATASETS.WEIGHTS, sizes) for _ in range(size)]
+    if len(cfg.DATASETS.RATIOS) == len(sizes):
+        cfg.DATASETS.RATIOS = [ratio for ratio, size in zip(cfg.DATASETS.RATIOS, sizes) for _ in range(size)]
     cfg.DATASETS.TRAIN = tuple(expand_groups(cfg.DATASETS.TRAIN))
     cfg.DATASETS.TEST = tuple(expand_groups(cfg.DATASETS.TEST))
     cfg.TEST.RETAINED = tuple(expand_groups(cfg.TEST.RETAINED))

@@ -28,6 +28,20 @@ def test_members_share_the_weight_of_their_group():
     assert len(cfg.DATASETS.WEIGHTS) == len(cfg.DATASETS.TRAIN)
 
 
+def test_members_are_gone_through_as_often_as_their_group_says():
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.RATIOS = ("shapes_train", "odinw13_train"), [0.5, 2]
+    expand_config(cfg)
+    assert cfg.DATASETS.RATIOS == [0.5] + [2] * 13
+
+
+def test_weights_that_are_no_numbers_stay_to_be_refused():
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.WEIGHTS = ("odinw13_train",), ["much"]
+    expand_config(cfg)
+    assert cfg.DATASETS.WEIGHTS == ["much"]
+
+
 def test_an_unknown_name_is_answered_by_similar_ones():
     with pytest.raises(ValueError, match="there is no data set 'coco_2017_vall'; did you mean coco_2017_val"):
         load_records(["coco_2017_vall"])
