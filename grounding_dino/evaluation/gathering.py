@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 def gathered(found: dict[Any, Any], distributed: bool) -> dict[Any, Any] | None:
@@ -37,6 +42,25 @@ def true_boxes(record: Mapping[str, Any]) -> dict[int, list[list[float]]]:
         box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
         boxes.setdefault(annotation["category_id"], []).append(list(box))
     return boxes
+
+
+def boxes_of(output: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
+    """Boxes (N, 4) XYXY and scores (N,) that a model gave the expression or phrase `index`, best-scored first, fp32.
+
+    Of equal scores the model's order stays.
+    """
+    instances = output["instances"]
+    own = torch.nonzero(instances.pred_classes.cpu() == index).flatten()
+    scores = instances.scores.detach().float().cpu()[own]
+    order = scores.argsort(descending=True, stable=True)
+    return instances.pred_boxes.tensor.detach().float().cpu()[own][order], scores[order]
+
+
+def warn_of_unanswered(known: Collection[Any], answered: Collection[Any], what: str) -> None:
+    """Say in the log how many of the `known` expressions (or whatever `what` says) no model was asked for."""
+    missing = len(set(known) - set(answered))
+    if missing:
+        logger.warning("%d of %d %s have no output and count as wrong", missing, len(known), what)
 
 
 def description_prompt(cfg: CfgNode) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.evaluation.gathering import gathered, score_of_tokens, true_boxes, write_json
+from grounding_dino.evaluation.gathering import (
+    boxes_of,
+    gathered,
+    score_of_tokens,
+    true_boxes,
+    warn_of_unanswered,
+    write_json,
+)
 from grounding_dino.layers.box_ops import box_iou
 
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
-
-logger = logging.getLogger(__name__)
 
 
 class GeneralizedRefExpEvaluator(DatasetEvaluator):
@@ -86,11 +90,9 @@ class GeneralizedRefExpEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Count the found boxes of every expression, and those that pair up with true ones."""
         for record, output in zip(inputs, outputs):
-            instances = output["instances"]
-            boxes = instances.pred_boxes.tensor.detach().float().cpu()
-            scores, classes = instances.scores.detach().float().cpu(), instances.pred_classes.cpu()
             for index, expression in enumerate(record["expression_ids"]):
-                found = boxes[(classes == index) & (scores >= self.score_threshold)]
+                boxes, scores = boxes_of(output, index)
+                found = boxes[scores >= self.score_threshold]
                 truth = self._truth[expression]
                 paired = count_pairs(box_iou(found, truth), self.iou_threshold)
                 self._counts[expression] = {"found": len(found), "true": len(truth), "paired": paired}
@@ -102,9 +104,7 @@ class GeneralizedRefExpEvaluator(DatasetEvaluator):
             return None
         if not self._truth:
             raise ValueError(f"the data set {self.dataset_name!r} has no referring expression to score")
-        unanswered = len(self._truth) - len(counts)
-        if unanswered:
-            logger.warning("%d of %d expressions have no output and count as wrong", unanswered, len(self._truth))
+        warn_of_unanswered(self._truth, counts, "expressions")
         answers = [(len(boxes), counts.get(expression)) for expression, boxes in self._truth.items()]
         right = [found is not None and found["found"] == number == found["paired"] for number, found in answers]
         results = {"P@(F1=1)": _percent(right)}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grounding_dino.evaluation.gathering import gathered, true_boxes, write_json
+from grounding_dino.evaluation.gathering import (
+    boxes_of,
+    gathered,
+    true_boxes,
+    warn_of_unanswered,
+    write_json,
+)
 from grounding_dino.layers.box_ops import box_iou
 
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("any", "merged")
 
@@ -103,16 +106,13 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Look up at which place of its ranking each phrase has its first right box."""
         for record, output in zip(inputs, outputs):
-            phrases, instances = self._truth[record["image_id"]], output["instances"]
+            phrases = self._truth[record["image_id"]]
             if not phrases:
                 continue
-            boxes = instances.pred_boxes.tensor.detach().float().cpu()
-            scores, classes = instances.scores.detach().float().cpu(), instances.pred_classes.cpu()
             found = {}
             for index, phrase in phrases.items():
-                own = torch.nonzero(classes == index).flatten()
-                best = own[scores[own].argsort(descending=True, stable=True)][: self.ranks[-1]]
-                found[index] = {"phrase": phrase.text, **self._first_right(boxes[best], phrase.boxes)}
+                boxes, _ = boxes_of(output, index)
+                found[index] = {"phrase": phrase.text, **self._first_right(boxes[: self.ranks[-1]], phrase.boxes)}
             self._ranks[record["image_id"]] = found
 
     def _first_right(self, boxes: Tensor, truth: Tensor) -> dict[str, int | None]:
@@ -130,9 +130,7 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
         if ranks is None:
             return None
         scored = [caption for caption, phrases in self._truth.items() if phrases]
-        unanswered = len(set(scored) - set(ranks))
-        if unanswered:
-            logger.warning("%d of %d captions have no output; their phrases are missed", unanswered, len(scored))
+        warn_of_unanswered(scored, ranks, "captions")
         results: dict[str, float] = {}
         for protocol in PROTOCOLS:
             prefix = "" if protocol == "any" else f"{protocol}_"

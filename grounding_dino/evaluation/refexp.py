@@ -7,7 +7,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.evaluation.gathering import gathered, score_of_tokens, true_boxes, write_json
+from grounding_dino.evaluation.gathering import (
+    boxes_of,
+    gathered,
+    score_of_tokens,
+    true_boxes,
+    warn_of_unanswered,
+    write_json,
+)
 from grounding_dino.layers.box_ops import box_iou
 
 import torch
@@ -87,13 +94,9 @@ class RefExpEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Take the overlaps of the best boxes of every expression with its truth, best-scored first."""
         for record, output in zip(inputs, outputs):
-            instances = output["instances"]
-            boxes = instances.pred_boxes.tensor.detach().float().cpu()
-            scores, classes = instances.scores.detach().float().cpu(), instances.pred_classes.cpu()
             for index, expression in enumerate(record["expression_ids"]):
-                own = torch.nonzero(classes == index).flatten()
-                best = own[scores[own].argsort(descending=True, stable=True)][: self.ranks[-1]]
-                overlaps = box_iou(boxes[best], self._truth[expression])  # (k, N)
+                boxes, _ = boxes_of(output, index)
+                overlaps = box_iou(boxes[: self.ranks[-1]], self._truth[expression])  # (k, N)
                 self._overlaps[expression] = overlaps.amax(dim=1).tolist()
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
@@ -103,9 +106,7 @@ class RefExpEvaluator(DatasetEvaluator):
             return None
         if not self._truth:
             raise ValueError(f"the data set {self.dataset_name!r} has no referring expression to score")
-        unanswered = len(self._truth) - len(overlaps)
-        if unanswered:
-            logger.warning("%d of %d expressions have no output and count as wrong", unanswered, len(self._truth))
+        warn_of_unanswered(self._truth, overlaps, "expressions")
         total = len(self._truth)
         results = {
             f"P@{rank}": 100.0 * sum(self._is_right(values[:rank]) for values in overlaps.values()) / total
