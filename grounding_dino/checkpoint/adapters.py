@@ -133,6 +133,11 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
             f"{os.path.join(folder, CONFIG_FILE)} is of the type {config.peft_type}, or saves or repeats whole "
             "modules; MODEL.LORA.WEIGHTS takes plain LoRA adapters"
         )
+    if type(config.r) is not int or config.r < 1 or type(config.lora_alpha) not in (int, float):
+        raise CheckpointError(
+            f"{os.path.join(folder, CONFIG_FILE)} has the rank r {config.r!r} and lora_alpha {config.lora_alpha!r}, "
+            "which are no numbers of an adapter"
+        )
     config.init_lora_weights = True  # others rewrite the base model, and the weights are read anyway
     tensors = read_checkpoint_file(os.path.join(folder, WEIGHTS_FILE))
     return config, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
@@ -180,6 +185,12 @@ def _in_model(name: str) -> str:
     return f"{head}.{_NAME}{dot}{tail}" if ".lora_" in name else name
 
 
+def _rank(config: Any, layer: str) -> int:
+    from peft.utils.other import get_pattern_key
+
+    return int(config.rank_pattern.get(get_pattern_key(config.rank_pattern, layer), config.r))
+
+
 def _misfits(model: nn.Module, config: Any, layers: Iterable[str], tensors: Mapping[str, Tensor]) -> Iterable[str]:
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
@@ -189,7 +200,7 @@ def _misfits(model: nn.Module, config: Any, layers: Iterable[str], tensors: Mapp
         if not isinstance(layer, nn.Linear):
             yield f"there is no linear layer {name}"
             continue
-        rank = tensors[f"{name}.lora_A.weight"].shape[0] if f"{name}.lora_A.weight" in tensors else config.r
+        rank = _rank(config, name)
         expected[f"{name}.lora_A.weight"] = (rank, layer.in_features)
         expected[f"{name}.lora_B.weight"] = (layer.out_features, rank)
     for name, shape in expected.items():

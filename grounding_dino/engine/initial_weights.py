@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from grounding_dino.checkpoint.partial import load_backbone_weights
 
 from detectron2.config import CfgNode
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 def load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
@@ -26,9 +29,26 @@ def load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
     parts: Any = model
     if options.WEIGHTS and not options.WEIGHTS_IGNORE and not options.WARM_START_ON:
         return
+    if not options.WEIGHTS:
+        _warn_of_random_parts(cfg)
     if options.BACKBONE.WEIGHTS:
         load_backbone_weights(parts.backbone, options.BACKBONE.WEIGHTS)
     elif options.BACKBONE.NAME == "TimmBackbone" and options.TIMM.PRETRAINED_ON:
         parts.backbone.load_pretrained()
     if options.TEXT_ENCODER.NAME and options.TEXT_ENCODER.WEIGHTS:
         parts.text_encoder.load_weights(options.TEXT_ENCODER.WEIGHTS)
+
+
+def _warn_of_random_parts(cfg: CfgNode) -> None:
+    """Without MODEL.WEIGHTS, say which of the parts that are published alone begin with random weights."""
+    backbone = ["MODEL.BACKBONE.WEIGHTS"]
+    if cfg.MODEL.BACKBONE.NAME == "TimmBackbone":
+        backbone.append("MODEL.TIMM.PRETRAINED_ON")
+    given = {
+        " or ".join(backbone): cfg.MODEL.BACKBONE.WEIGHTS or (len(backbone) > 1 and cfg.MODEL.TIMM.PRETRAINED_ON),
+        "MODEL.TEXT_ENCODER.WEIGHTS": cfg.MODEL.TEXT_ENCODER.WEIGHTS or not cfg.MODEL.TEXT_ENCODER.NAME,
+    }
+    for key, value in given.items():
+        if not value:
+            part = "text encoder" if "TEXT" in key else "backbone"
+            logger.warning("the %s begins with random weights: no file is named (%s)", part, key)

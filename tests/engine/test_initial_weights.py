@@ -109,6 +109,20 @@ def test_a_backbones_file_is_preferred_to_timms(train_cfg: ConfigBuilder, tmp_pa
     assert_equal(started(with_published_file(cfg, tmp_path / "gone.pth")).model.backbone, source)
 
 
+def test_parts_that_begin_with_random_weights_are_named(
+    train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trained(train_cfg("SOLVER.MAX_ITER", 1))
+    said = [record.getMessage() for record in caplog.records if "random weights" in record.getMessage()]
+    assert said == [
+        "the backbone begins with random weights: no file is named (MODEL.BACKBONE.WEIGHTS)",
+        "the text encoder begins with random weights: no file is named (MODEL.TEXT_ENCODER.WEIGHTS)",
+    ]
+    caplog.clear()
+    started(train_cfg("MODEL.WEIGHTS", f"{trainer.cfg.OUTPUT_DIR}/model_final.pth", output="whole"))
+    assert "random weights" not in caplog.text
+
+
 def test_building_alone_reads_nothing_and_other_backbones_have_no_timm(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     tiny_cfg.merge_from_list(list(gone(tmp_path)))
     model = build_model(tiny_cfg)  # MODEL.WEIGHTS is empty: random weights

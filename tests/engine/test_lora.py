@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,32 @@ def test_an_adapter_of_another_model_is_refused_and_changes_nothing(
     with pytest.raises(CheckpointError, match=f"does not fit the model: .*{message}"):
         merge_adapter(model, file)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 2}, r"does not fit the model: .*lora_A.weight is \(4, .*instead of \(2, "),
+        ({"r": "4"}, "has the rank r '4' and lora_alpha 16, which are no numbers"),
+        ({"lora_alpha": None}, "and lora_alpha None, which are no numbers"),
+        ({"peft_type": "NONE"}, "adapter_config.json cannot be read"),
+    ],
+)
+def test_an_adapter_with_another_configuration_is_refused_and_changes_nothing(
+    tiny_cfg: CfgNode, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    model = build_model(tiny_cfg)
+    adapters = build_adapters(
+        load_cfg(tiny_cfg, ["MODEL.LORA.ENABLED_ON", True, "MODEL.LORA.RANK", 4]), build_model(tiny_cfg)
+    )
+    assert adapters is not None
+    adapters.save(str(tmp_path))
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    names = set(model.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        merge_adapter(model, tmp_path)
+    assert set(model.state_dict()) == names
 
 
 @pytest.mark.slow
