@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
-from grounding_dino.cli import benchmark, check_data, convert_weights, demo, merge_lora, train, visualize_data
+from grounding_dino.cli import (
+    benchmark,
+    check_data,
+    convert_weights,
+    demo,
+    merge_lora,
+    slurm_train,
+    train,
+    visualize_data,
+)
 from grounding_dino.data.prepare import coco, lvis, objects365, odinw, openimages, v3det
 from grounding_dino.data.shapes import prepare
 from grounding_dino.model_zoo import config_keys, get_cfg, get_config_file, list_configs, load_cfg
@@ -24,6 +33,7 @@ PARSERS = {
     "demo/demo.py": demo.build_parser,
     "tools/convert_weights.py": convert_weights.build_parser,
     "tools/benchmark.py": benchmark._parser,
+    "tools/slurm_train.py": slurm_train.build_parser,
     "tools/merge_lora.py": merge_lora.build_parser,
     "tools/check_data.py": check_data.build_parser,
     "tools/visualize_data.py": visualize_data.build_parser,
@@ -129,6 +139,10 @@ def test_commands_parse(document, script, arguments):
     assert (ROOT / script).is_file(), f"{document} names {script}"
     if script not in PARSERS:
         return
+    if script == "tools/slurm_train.py":
+        own = arguments.index("--")
+        PARSERS[script]().parse_args(arguments[:own])
+        script, arguments = "train_net.py", arguments[own + 1 :]
     options = PARSERS[script]().parse_args(arguments)
     if not hasattr(options, "opts"):
         return

@@ -96,6 +96,8 @@ def _describe_failure(path: str, head: bytes, size: int, error: Exception) -> st
     reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         return f"{path} is cut off: a zip-format checkpoint without its end ({size} bytes are there); fetch it again"
+    if not head.startswith(b"PK") and zipfile.is_zipfile(path):
+        return f"{path} is damaged: a zip-format checkpoint that begins with {head[:4]!r}; fetch or write it again"
     if isinstance(error, EOFError) or "truncated" in reason or "incomplete" in reason or "exceed" in reason.lower():
         return f"{path} is cut off after {size} bytes ({reason}); fetch it again"
     return f"{path} is damaged or no checkpoint ({size} bytes, begins with {head[:12]!r}): {reason}"

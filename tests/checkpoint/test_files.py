@@ -29,6 +29,15 @@ def test_truncated_files(tmp_path, name, share):
     assert name in str(error.value)
 
 
+def test_a_zip_file_whose_first_byte_is_another(tmp_path):
+    whole_files(tmp_path)
+    data = bytearray((tmp_path / "zip.pth").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "zip.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"zip.pth is damaged: a zip-format checkpoint that begins with b'QK"):
+        read_checkpoint_file(str(tmp_path / "zip.pth"))
+
+
 @pytest.mark.parametrize(
     "data, words",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.cli import slurm_train
+from grounding_dino.cli import train as train_module
 from grounding_dino.cli.slurm_train import TrainingJob, build_parser, main, seconds, submit
 from grounding_dino.cli.train import build_parser as train_parser
 from grounding_dino.cli.train import run
+from grounding_dino.engine.launchers import worker_of_environment
 
 import pytest
 import torch
@@ -177,6 +180,27 @@ os.kill(os.getpid(), signal.SIGUSR2)
 def test_the_signal_of_the_last_minutes_is_heard_by_the_process_alone() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", IN_A_CHILD], env=environment).returncode == 3
+
+
+def test_a_task_of_slurm_is_a_worker_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_slurm = {"JOB_ID": "4711", "NTASKS": "16", "JOB_NUM_NODES": "2", "NODEID": "1", "JOB_NODELIST": "gpu[3-4]"}
+    of_slurm |= {"PROCID": "9", "LOCALID": "1", "RESTART_COUNT": "1"}
+    for name, value in of_slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")  # as before afterwards
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(slurm_train, "let_children_ignore_the_signal", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    called: list[Any] = []
+    monkeypatch.setattr(train_module, "main", lambda *args, **kwargs: called.append((args, kwargs)))
+    TrainingJob(("--eval-only",), "name")()
+    assert called == [((["--eval-only"],), {"run_id": "name", "restarted": True})]
+    worker = worker_of_environment()
+    assert worker is not None
+    assert (worker.rank, worker.local_rank, worker.world_size, worker.local_world_size) == (9, 1, 16, 8)
+    assert os.environ["MASTER_ADDR"] == "gpu3"
 
 
 def test_a_requeued_job_is_the_same_run() -> None:
