@@ -120,7 +120,7 @@ def _check_patterns(cfg: CfgNode, names: list[str]) -> None:
 
 
 def check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """See that `optimizer` can take up the state of another run's.
+    """See that `optimizer` can take up the state of another run's, and warn where its rates differ, which then hold.
 
     Raises:
         ValueError: it is of another kind, or of other parameters.
@@ -135,6 +135,15 @@ def check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> N
             f"tensors, now {sizes[1]}): to go on keep SOLVER.OPTIMIZER, FREEZE, PARAMETER_GROUPS and LAYER_DECAY, "
             "MODEL.LORA and MODEL.TEXT_ENCODER.FREEZE_ON as they were; else start a new run from its weights "
             "(MODEL.WEIGHTS, another OUTPUT_DIR)"
+        )
+    rates = []
+    for groups in (state["param_groups"], optimizer.param_groups):
+        rates.append([(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups])
+    if rates[0] != rates[1]:
+        logger.warning(
+            "the run goes on with the learning rates and weight decays of its checkpoint, %s, not with the %s that the "
+            "configuration asks for; for those start a new run from its weights (MODEL.WEIGHTS, another OUTPUT_DIR)",
+            *rates,
         )
 
 

@@ -50,7 +50,7 @@ def test_the_average_by_hand(decay: float, second: float) -> None:
         nn.init.constant_(model.weight, weight)
         average.update()
         with average.applied():
-            values.append(float(model.weight))
+            values.append(float(model.weight.detach()))
         assert float(model.weight) == weight
     assert values == pytest.approx([0.9, second * 0.9 + (1 - second) * 2.0])
 
