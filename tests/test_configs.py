@@ -309,8 +309,8 @@ def test_learning_rates_of_the_recipe(name, recipes):
 # Files of mmdet, below its folder of data -> the data sets of ours that hold the same pictures, and the same boxes.
 SAME_DATA = {
     "objects365v1/o365v1_train_odvg.json": "objects365_v1_train_odvg",
-    "objects365v2/annotations/zhiyuan_objv2_train_od.json": "objects365_v2_train",
-    "OpenImages/annotations/oidv6-train-annotations_od.json": "openimages_v6_train",
+    "objects365v2/annotations/zhiyuan_objv2_train_od.json": "objects365_v2_train_odvg",
+    "OpenImages/annotations/oidv6-train-annotations_od.json": "openimages_v6_train_odvg",
     "V3Det/annotations/v3det_2023_v1_train_od.json": "v3det_train_odvg",
     "grit_processed/grit20m_vg.json": "grit_train",
     "grit/grit20m_vg.json": "grit_train",

@@ -15,6 +15,7 @@ from grounding_dino.data.datasets.coco_cleaning import clean_coco, read_coco
 from grounding_dino.data.datasets.mdetr import grounding_records
 from grounding_dino.data.datasets.odvg import OdvgReader, odvg_names
 from grounding_dino.data.datasets.refexp_json import load_refexp
+from grounding_dino.data.datasets.register_coco_sets import is_objects365_v2, objects365_v2_images
 from grounding_dino.data.datasets.rows import RowError, RowReport, json_line_files, read_json_lines
 
 Record = dict[str, Any]
@@ -40,12 +41,14 @@ class Source:
 
 
 def coco_source(path: str, image_root: str | None, label_map: str | None, strict: bool) -> Source:
-    """A COCO json; it is held in memory as a whole.
+    """A COCO json; it is held in memory as a whole. Pictures of Objects365 v2 are named as its archives unpack.
 
     Raises:
         CocoFormatError: it cannot be used, or with `strict` needs repairs.
     """
-    content, report = clean_coco(read_coco(path), path, image_root)
+    content = read_coco(path)
+    content = objects365_v2_images(content) if is_objects365_v2(content) else content
+    content, report = clean_coco(content, path, image_root)
     report.settle(strict)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     contiguous = {category["id"]: index for index, category in enumerate(categories)}

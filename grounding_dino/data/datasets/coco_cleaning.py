@@ -284,6 +284,8 @@ def lookup(images: Mapping[int | str, Record], number: object) -> Record | None:
 
 def find_id(known: Collection[int | str], number: object) -> int | str | None:
     """The id of `known` that `number` means: itself, or else the same number written as text ("7" and 7); or None."""
+    if type(number) is int and number in known:  # nearly always, and asked for every annotation of a file
+        return number
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     if is_integer(number):

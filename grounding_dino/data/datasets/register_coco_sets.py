@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -186,6 +187,11 @@ def _v3det(split: str) -> CocoSet:
     )
 
 
+def is_objects365_v2(content: Record) -> bool:
+    """Whether the pictures are named as in the json of Objects365 v2 alone, which no archive unpacks to."""
+    return any(_NAME_OF_V2.match(str(image.get("file_name"))) for image in content["images"][:1])
+
+
 def objects365_v2_images(content: Record) -> Record:
     """Pictures by patch and name, as the archives unpack, instead of `images/v1/patch8/...`; absent ones left out."""
     images = [_in_patch(image) for image in content["images"]]
@@ -195,6 +201,9 @@ def objects365_v2_images(content: Record) -> Record:
         "images": [image for image in images if image.get("file_name") not in OBJECTS365_V2_ABSENT],
         "annotations": [a for a in content["annotations"] if a.get("image_id") not in absent],
     }
+
+
+_NAME_OF_V2 = re.compile(r"images/v[12]/patch\d+/")
 
 
 def _in_patch(image: Record) -> Record:

@@ -63,6 +63,28 @@ GROUNDING_SETS = (
         NAME_FIXES["objects365_v1"],
     ),
     GroundingSet(
+        "objects365_v2_train_odvg",
+        (
+            "objects365v2/annotations/zhiyuan_objv2_train_odvg.jsonl",
+            "objects365v2/annotations/zhiyuan_objv2_train_od.json",
+        ),
+        "objects365v2/train",
+        f"{_CONVERT} makes it from objects365v2/annotations/zhiyuan_objv2_train.json",
+        "objects365v2/annotations/o365v2_label_map.json",
+        NAME_FIXES["objects365_v2"],
+    ),
+    GroundingSet(
+        "openimages_v6_train_odvg",
+        (
+            "OpenImages/annotations/openimages_v6_train_odvg.jsonl",
+            "OpenImages/annotations/oidv6-train-annotations_od.json",
+        ),
+        "OpenImages/train",
+        f"{_CONVERT} makes it from OpenImages/annotations/openimages_v6_train.json",
+        "OpenImages/annotations/openimages_label_map.json",
+        NAME_FIXES["openimages_v6"],
+    ),
+    GroundingSet(
         "v3det_train_odvg",
         ("V3Det/annotations/v3det_2023_v1_train_odvg.jsonl", "V3Det/annotations/v3det_2023_v1_train_od.json"),
         "V3Det",

@@ -3,6 +3,7 @@ import os
 
 import grounding_dino.data.datasets  # noqa: F401
 from grounding_dino.data.build import load_records
+from grounding_dino.data.convert import convert
 from grounding_dino.data.datasets.register_coco_sets import OBJECTS365_V2_ABSENT, explain_missing_files
 
 import pytest
@@ -75,6 +76,18 @@ def test_pictures_that_no_archive_of_objects365_has_are_left_out_in_silence(data
     (record,) = load_records(["objects365_v2_train"])
     assert record["file_name"].endswith("patch0/a.jpg")
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_objects365_v2_is_converted_to_rows_with_the_names_of_its_archives(data_root, write_coco):
+    pictures = [("images/v2/patch0/a.jpg", "objects365v2/train/patch0/a.jpg", {})]
+    stem = "objects365v2/annotations/zhiyuan_objv2_train"
+    write_coco(f"{stem}.json", ["Moniter/TV"], pictures)
+    convert(str(data_root / f"{stem}.json"), str(data_root / f"{stem}_odvg.jsonl"), "coco", "odvg")
+    (listed,), (row,) = load_records(["objects365_v2_train"]), load_records(["objects365_v2_train_odvg"])
+    for key in ("file_name", "height", "width", "annotations"):
+        assert row[key] == listed[key]
+    classes = [MetadataCatalog.get(f"objects365_v2_train{form}").thing_classes for form in ("", "_odvg")]
+    assert classes == [["Monitor/TV"]] * 2
 
 
 def test_a_public_set_is_scored_by_its_own_file_even_if_that_was_repaired(data_root, write_coco, caplog):
