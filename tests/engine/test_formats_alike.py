@@ -1,13 +1,17 @@
-"""Every format of annotations is trained on and scored; the same data in COCO, ODVG and MDETR form trains the same."""
+"""Every format is drawn, trained on and scored; the same data in COCO, ODVG and MDETR form trains the same."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.cli.visualize_data import training_samples, write_drawings
 from grounding_dino.data.convert import convert
 from grounding_dino.data.shapes.prepare import SplitRecipe, prepare_split
 from grounding_dino.engine.trainer import Trainer
@@ -129,6 +133,18 @@ def _expressions(coco: Path, output: Path) -> None:
     output.write_text(json.dumps({"images": content["images"], "expressions": expressions}))
 
 
+def _tar(coco: Path, output: Path) -> None:
+    """GRIT rows beside their pictures, as webdataset packs them."""
+    _grit(coco, rows := output.with_suffix(".rows"))
+    with tarfile.open(output, "w") as archive:
+        for line in rows.read_text().splitlines():
+            picture = coco.parent / json.loads(line)["file_name"]
+            for suffix, content in ((".json", line.encode()), (picture.suffix, picture.read_bytes())):
+                member = tarfile.TarInfo(picture.stem + suffix)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
 def _converted(*steps: str) -> Callable[[Path, Path], object]:
     def write(coco: Path, output: Path) -> None:
         source = str(coco)
@@ -148,18 +164,27 @@ FORMS: dict[str, tuple[str, Callable[[Path, Path], object], str]] = {
     "mdetr": ("x.json", _converted("coco", "mdetr"), "flickr30k/R@1"),
     "grit": ("x.jsonl", _grit, "flickr30k/R@1"),
     "refexp": ("x.json", _expressions, "refexp/P@1"),
+    "tar": ("x.tar", _tar, ""),  # rows that stay on disk are not scored
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_every_format_is_trained_on_and_scored(coco_folder: Path, train_cfg: Callable[..., CfgNode], form: str) -> None:
+@pytest.mark.usefixtures("data_root")  # which has a cache for the indices of shards
+def test_every_format_is_drawn_trained_on_and_scored(
+    coco_folder: Path, train_cfg: Callable[..., CfgNode], form: str, tmp_path: Path
+) -> None:
     name, write, metric = FORMS[form]
     file = coco_folder / name
     write(coco_folder / "boxes.json", file)
-    data = ("DATASETS.EXTRA", [f"form={file}:{coco_folder}"], "DATASETS.TRAIN", ("form",), "DATASETS.TEST", ("form",))
-    trainer = Trainer(train_cfg(*data, "SOLVER.MAX_ITER", 2))
+    data = ("DATASETS.EXTRA", [f"form={file}:{coco_folder}"], "DATASETS.TRAIN", ("form",))
+    cfg = train_cfg(*data, "DATASETS.TEST", ("form",) if metric else (), "SOLVER.MAX_ITER", 2)
+    samples = list(itertools.islice(training_samples(cfg), 2))
+    assert all(len(sample["instances"]) for sample in samples)
+    assert all(path.is_file() for path in write_drawings(cfg, samples, tmp_path / "drawn"))
+    trainer = Trainer(cfg)
     results = trainer.train()
-    group, key = metric.split("/")
-    assert 0 <= results[group][key] <= 100
+    if metric:
+        group, key = metric.split("/")
+        assert 0 <= results[group][key] <= 100
     assert trainer.storage.latest()["total_loss"][0] > 0
