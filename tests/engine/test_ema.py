@@ -51,7 +51,7 @@ def test_the_average_by_hand(decay: float, second: float) -> None:
         average.update()
         with average.applied():
             values.append(float(model.weight.detach()))
-        assert float(model.weight) == weight
+        assert float(model.weight.detach()) == weight
     assert values == pytest.approx([0.9, second * 0.9 + (1 - second) * 2.0])
 
 

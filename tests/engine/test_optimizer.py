@@ -100,10 +100,11 @@ def test_rates_that_a_resumed_run_does_not_take_up_are_said(
     train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture
 ) -> None:
     opts = ("SOLVER.PARAMETER_GROUPS", [], "SOLVER.WEIGHT_DECAY_NORM", 1e-4, "SOLVER.MAX_ITER")
-    Trainer(train_cfg(*opts, 1)).train()
-    Trainer(train_cfg(*opts, 2)).resume_or_load(True)
-    assert "goes on with the learning rates" not in caplog.text
-    Trainer(train_cfg(*opts, 2, "SOLVER.BASE_LR", 0.5)).resume_or_load(True)
+    with caplog.at_level("INFO"):
+        Trainer(train_cfg(*opts, 1)).train()
+        Trainer(train_cfg(*opts, 2)).resume_or_load(True)
+        assert "goes on with the learning rates" not in caplog.text
+        Trainer(train_cfg(*opts, 2, "SOLVER.BASE_LR", 0.5)).resume_or_load(True)
     assert "of its checkpoint, [(0.001, 0.0001)], not with the [(0.5, 0.0001)] that" in caplog.text
 
 
