@@ -112,6 +112,7 @@ def test_a_backbones_file_is_preferred_to_timms(train_cfg: ConfigBuilder, tmp_pa
 def test_parts_that_begin_with_random_weights_are_named(
     train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     trainer = trained(train_cfg("SOLVER.MAX_ITER", 1))
     said = [record.getMessage() for record in caplog.records if "random weights" in record.getMessage()]
     assert said == [
