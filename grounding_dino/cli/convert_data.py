@@ -26,7 +26,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--names",
         choices=NAME_MODES,
-        default="auto",
         help="class names that MDETR's sentences list: those of a picture's objects, all, or (auto) all if they fit "
         "into one sentence of 256 tokens",
     )
@@ -39,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     from grounding_dino.data.convert import convert
 
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.names is not None and arguments.to_format != "mdetr":
+        parser.error(f"--names says what the sentences of MDETR list; {arguments.to_format} has no such sentences")
     try:
         result = convert(
             arguments.input,
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.to_format,
             images=arguments.images,
             label_map=arguments.label_map,
-            names=arguments.names,
+            names=arguments.names or "auto",
             strict=arguments.strict,
             progress=not arguments.quiet,
         )

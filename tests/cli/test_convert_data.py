@@ -43,6 +43,16 @@ def test_the_options_reach_the_conversion(coco, tmp_path, capsys):
     assert "no picture folder" in (errors := capsys.readouterr().err) and f"{rows}:2" in errors
 
 
+def test_options_of_other_formats_are_refused(coco, tmp_path, capsys):
+    to_odvg = ["--from", "coco", "--to", "odvg", coco, str(tmp_path / "rows.jsonl")]
+    with pytest.raises(SystemExit):
+        main(["--names", "all", *to_odvg])
+    assert "odvg has no such sentences" in capsys.readouterr().err
+    assert main(["--label-map", "labels.json", *to_odvg]) == 1
+    assert "labels.json) belongs to ODVG rows; coco has its names in the file" in capsys.readouterr().err
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
 def test_the_progress_bar_counts_records(coco, tmp_path, capsys):
     assert main([*"--from coco --to odvg".split(), coco, str(tmp_path / "rows.jsonl")]) == 0
     assert "1/1" in capsys.readouterr().err

@@ -71,6 +71,8 @@ def convert(
         raise ValueError(f"both formats are {to_format}; there is nothing to convert")
     if names not in NAME_MODES:
         raise ValueError(f"unknown choice of names {names!r}; choose from {', '.join(NAME_MODES)}")
+    if label_map is not None and from_format != "odvg":
+        raise ValueError(f"a label map ({label_map}) belongs to ODVG rows; {from_format} has its names in the file")
     if images is not None and not os.path.isdir(images):
         raise FileNotFoundError(f"there is no picture folder {images!r}; check the path")
     if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
