@@ -179,6 +179,11 @@ def test_a_split_run_that_is_resumed_equals_an_uninterrupted_one(
         cfg.MODEL.WEIGHTS = f"{begun.OUTPUT_DIR}/model_final.pth"
     two_processes(whole=whole, half=half, resumed=rest)
     left, right = content_of(whole), content_of(rest)
+    alone = Trainer(rest)
+    alone.resume_or_load(resume=True)
+    assert alone.start_iter == 4, "one process goes on from what several have written"
+    assert_equal_state(dict(alone.model.state_dict()), dict(right["model"]))
+    assert_equal_state(alone.state_dict()["_trainer"]["optimizer"], right["trainer"]["_trainer"]["optimizer"])
     assert_equal_state(left.pop("model"), right.pop("model"))
     assert_equal_state(left["trainer"], right["trainer"])
     assert left["trainer"]["iteration"] == 3
