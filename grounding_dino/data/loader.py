@@ -34,6 +34,10 @@ REPORT_PERIOD = 1000  # batches after which the log says how many records were r
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
+class SampleError(ValueError):
+    """Record after record of a data set cannot be made into a training sample, so that training cannot go on."""
+
+
 class StreamDataset(Dataset):
     """Maps `(position in the stream, record index)` to a training sample, with random numbers of its own.
 
@@ -68,7 +72,7 @@ class StreamDataset(Dataset):
                 return {**sample, "replaced": replaced} if replaced else sample
             replaced.append(name)
             index = random.choice(others)
-        raise RuntimeError(
+        raise SampleError(
             f"{MAX_RETRIES} records in a row could not be turned into training samples, the last one {name}; the "
             "warnings above say why: check that the data set's pictures are still there, and its annotations"
         )
@@ -172,7 +176,7 @@ class StreamLoader(DataLoader):
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
         samples = replaced = 0
         known: set[str] = set()
-        for number, batch in enumerate(super().__iter__(), 1):
+        for number, batch in enumerate(self._fetched(), 1):
             samples += len(batch)
             for sample in batch:
                 names = sample.pop("replaced", ())
@@ -190,6 +194,16 @@ class StreamLoader(DataLoader):
                     *(replaced, samples, len(known)),
                 )
             yield batch
+
+    def _fetched(self) -> Iterator[list[dict[str, Any]]]:
+        """
+        Raises:
+            SampleError: its sentence alone, to which torch adds the traceback of the worker that it comes from.
+        """
+        try:
+            yield from super().__iter__()
+        except SampleError as error:
+            raise SampleError(str(error).rpartition(f"{SampleError.__name__}: ")[2].strip()) from error
 
 
 def build_stream_loader(
