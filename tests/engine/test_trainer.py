@@ -16,7 +16,7 @@ from grounding_dino.evaluation.build import EVALUATORS, metric_names
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 
@@ -268,11 +268,14 @@ def test_evaluators_by_data_set(train_cfg: ConfigBuilder) -> None:
     cfg = train_cfg(*EVALUATE)
     check_test_sets(cfg)
     assert list(Trainer.build_evaluator(cfg, "squares").evaluators) == ["coco"]
-    metadata = MetadataCatalog.get("squares")
-    delattr(metadata, "evaluator_type")
-    metadata.evaluator_type = ["coco", "magic"]
-    with pytest.raises(ValueError, match=r"'squares' asks for evaluator \['coco', 'magic'\]; known are"):
-        check_test_sets(cfg)
+    DatasetCatalog.register("own", lambda: DatasetCatalog.get("squares"))
+    try:
+        MetadataCatalog.get("own").set(evaluator_type=["coco", "magic"])
+        with pytest.raises(ValueError, match=r"'own' asks for evaluator \['coco', 'magic'\]; known are"):
+            check_test_sets(train_cfg("DATASETS.TEST", ("own",)))
+    finally:
+        DatasetCatalog.remove("own")
+        MetadataCatalog.remove("own")
 
 
 def test_a_real_evaluation_gives_coco_metrics(train_cfg: ConfigBuilder) -> None:
