@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from grounding_dino.data.convert.sources import OBJECT_KEYS, PICTURE_ID_KEYS, SENTENCE_KEYS
 from grounding_dino.data.convert.texts import NameSentences, phrase_names
+from grounding_dino.text.prompt import normalised_name
 
 Record = dict[str, Any]
 
@@ -41,9 +42,10 @@ def write_odvg(path: str, records: Iterable[Record], names: Sequence[str], mode:
 
 
 def write_coco(path: str, records: Iterable[Record], names: Sequence[str], mode: str, lost: Counter[str]) -> int:
-    """COCO's json; the classes of captions are their different phrases. Returns the number of pictures."""
+    """COCO's json; the classes of captions are their different phrases, behind `names`. Returns the number of
+    pictures."""
     count, ids = 0, _Ids()
-    annotation_ids, categories = _Ids(), dict.fromkeys(names)
+    annotation_ids, categories = _Ids(), list(names)
     with _TwoLists(path) as file:
         for record in _by_picture(records, categories, lost):
             number = ids.own(record["image_id"])
@@ -52,8 +54,7 @@ def write_coco(path: str, records: Iterable[Record], names: Sequence[str], mode:
                 boxed = _boxed(annotation, number, annotation_ids)
                 file.annotation({**boxed, "category_id": annotation["category_id"] + 1})
             count += 1
-        listed = names or list(categories)
-        file.end(categories=[{"id": index, "name": name} for index, name in enumerate(listed, 1)])
+        file.end(categories=[{"id": index, "name": name} for index, name in enumerate(categories, 1)])
     return count
 
 
@@ -191,13 +192,14 @@ def _boxed(annotation: Record, image_id: int | str, ids: _Ids) -> Record:
     }
 
 
-def _by_picture(records: Iterable[Record], categories: dict[str, None], lost: Counter[str]) -> Iterator[Record]:
+def _by_picture(records: Iterable[Record], categories: list[str], lost: Counter[str]) -> Iterator[Record]:
     """Records of class names as they come; those of captions put together by their pictures, at the end.
 
-    `categories` gets the phrases. A box that several sentences of a picture give the same phrase is one object.
+    `categories` gets the phrases that are none of its names. A box that several sentences of a picture give the same
+    phrase is one object.
     """
     pictures: dict[str, Record] = {}
-    places: dict[str, int] = {}
+    places = {normalised_name(name): place for place, name in reversed(list(enumerate(categories)))}
     boxes: dict[str, set[tuple[Any, ...]]] = {}
     for record in records:
         if "caption" not in record:
@@ -205,8 +207,9 @@ def _by_picture(records: Iterable[Record], categories: dict[str, None], lost: Co
             continue
         names, file_name = phrase_names(record), record["file_name"]
         for name in names:
-            places.setdefault(name, len(places))
-            categories[name] = None
+            if name not in places:
+                places[name] = len(categories)
+                categories.append(name)
         own = {"image_id": _picture_id(record), "annotations": []}
         picture = pictures.setdefault(file_name, {**_picture(record), **own})
         for annotation in record["annotations"]:

@@ -167,6 +167,26 @@ def test_phrases_become_classes_and_sentences_of_a_picture_one_entry(chain, capl
     assert "1 boxes that several sentences of a picture give the same phrase" in caplog.text
 
 
+def test_phrases_beside_rows_of_class_names_are_classes_behind_those(tmp_path):
+    facts = {"height": 40, "width": 50}
+    instance = {"bbox": [1, 2, 9, 9], "label": 1, "category": "Dog"}
+    regions = [
+        {"bbox": [3, 4, 9, 9], "phrase": phrase, "tokens_positive": [span]}
+        for phrase, span in (("a bus", [0, 5]), ("dog", [10, 13]))
+    ]
+    written = [
+        {"filename": "a.png", **facts, "detection": {"instances": [instance]}},
+        {"filename": "b.png", **facts, "grounding": {"caption": "a bus and dog", "regions": regions}},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    (tmp_path / "label_map.json").write_text(json.dumps(["cat", "Dog"]))
+    convert(str(tmp_path / "rows.jsonl"), str(tmp_path / "coco.json"), "odvg", "coco")
+    content = read(str(tmp_path / "coco.json"))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    assert list(names.values()) == ["cat", "Dog", "a bus"]
+    assert [names[annotation["category_id"]] for annotation in content["annotations"]] == ["Dog", "a bus", "Dog"]
+
+
 # ------------------------------------------------------------------------------------------- referring expressions
 
 
