@@ -55,18 +55,26 @@ class OdvgReader:
         names: label -> name; annotations index `class_names`, the names in the order of their labels. None takes each
             row's own `category` texts, and prompts for a picture know no other names then.
         object_keys: further keys of objects (`detection`) that their annotations keep.
+        fixes: given, `class_names` are written for prompts, see `label_names.prompt_name`; {} corrects none.
     """
 
     def __init__(
-        self, image_root: str, names: Mapping[int, str] | None = None, object_keys: Sequence[str] = ()
+        self,
+        image_root: str,
+        names: Mapping[int, str] | None = None,
+        object_keys: Sequence[str] = (),
+        fixes: Mapping[str, str] | None = None,
     ) -> None:
         self.image_root = image_root
         self.object_keys = tuple(object_keys)
         self.names = None if names is None else dict(names)
         ordered = sorted(self.names or ())
-        self.class_names = [(self.names or {})[label] for label in ordered]
+        written = [(self.names or {})[label] for label in ordered]
+        self.class_names = written if fixes is None else [prompt_name(name, fixes) for name in written]
         self._places = {label: place for place, label in enumerate(ordered)}
-        self._by_name = {normalised_name(name): place for place, name in reversed(list(enumerate(self.class_names)))}
+        self._by_name: dict[str, int] = {}  # rows may write names as the map does, or as prompts do
+        for place, name in [*enumerate(written), *enumerate(self.class_names)]:
+            self._by_name.setdefault(normalised_name(name), place)
 
     def __call__(self, row: Record, report: CleaningReport | None = None) -> Record:
         """The record of a row; `report` counts what was repaired in it.
@@ -301,7 +309,7 @@ def load_odvg(
 
     Args:
         strict: refuse a file with a row that is not in order; None: as DATASETS.STRICT_ON says.
-        fixes: given, names are written for prompts, see `label_names.prompt_name`; {} corrects none.
+        fixes: see :class:`OdvgReader`.
 
     Raises:
         FileNotFoundError: no file, no picture folder, or none of the first pictures in it.
@@ -309,9 +317,7 @@ def load_odvg(
     """
     report = RowReport(path)
     names = odvg_names(path, names_file, report)
-    if names is not None and fixes is not None:
-        names = {label: prompt_name(name, fixes) for label, name in names.items()}
-    reader = OdvgReader(image_root, names)
+    reader = OdvgReader(image_root, names, fixes=fixes)
     records = list(read_rows(json_line_files(path), reader, report))
     report.settle(strict)
     check_yield(len(records), report)

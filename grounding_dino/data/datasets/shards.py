@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grounding_dino.data.datasets.coco_cleaning import CleaningReport
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.grit import GritReader
-from grounding_dino.data.datasets.label_names import prompt_name
-from grounding_dino.data.datasets.odvg import OdvgReader, find_label_map, odvg_names, read_label_map
+from grounding_dino.data.datasets.odvg import OdvgReader, collect_names, find_label_map, read_label_map
 from grounding_dino.data.datasets.rows import TRAINING_ONLY, RowError, check_pictures, parse_row
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class GroundingReader:
     """Reads each row as GRIT's or as ODVG's, by its keys. It can be pickled, and keeps nothing of a row.
 
     Args:
-        image_root, names: see :class:`OdvgReader`.
+        image_root, names, fixes: see :class:`OdvgReader`.
         min_score, phrases: see :class:`GritReader`.
     """
 
@@ -41,8 +40,9 @@ class GroundingReader:
         names: Mapping[int, str] | None = None,
         min_score: float = 0.0,
         phrases: str = "noun_chunks",
+        fixes: Mapping[str, str] | None = None,
     ) -> None:
-        self.odvg = OdvgReader(image_root, names)
+        self.odvg = OdvgReader(image_root, names, fixes=fixes)
         self.grit = GritReader(image_root, min_score, phrases)
 
     def __call__(self, row: Record, report: CleaningReport | None = None) -> Record:
@@ -84,11 +84,12 @@ def load_shards(
 ) -> LazyRecords:
     """The rows of `shards` (a file, a folder, or a pattern, see `streaming.find_shards`) as records on disk.
 
-    Class names of detection rows are those of :func:`odvg_names`; for tar files those of a label map, if there is one.
+    Class names of detection rows are those of a label map, if there is one, else what the rows say themselves; tar
+    files need the map.
 
     Args:
         names_file: label map of detection rows.
-        fixes: given, class names are written for prompts, see `label_names.prompt_name`.
+        fixes: see :class:`OdvgReader`.
         min_score, phrases: of GRIT's rows, see :class:`GritReader`.
         strict: stop at rows that are not in order; None: as DATASETS.STRICT_ON says.
 
@@ -101,9 +102,7 @@ def load_shards(
     files = find_shards(shards)
     packed = files[0].lower().endswith(".tar")
     names = _names(shards, files, packed, names_file)
-    if names is not None and fixes is not None:
-        names = {label: prompt_name(name, fixes) for label, name in names.items()}
-    reader = GroundingReader("" if packed else image_root, names, min_score, phrases)
+    reader = GroundingReader("" if packed else image_root, names, min_score, phrases, fixes)
     records = LazyRecords(files, reader, dataset_name, strict)
     if not packed:
         check_pictures(records, image_root)
@@ -115,8 +114,6 @@ def load_shards(
 def _names(shards: str, files: list[str], packed: bool, names_file: str | None) -> dict[int, str] | None:
     """Class names; they are looked for only where the first row is one of detection, since that may read all rows."""
     beside = names_file or find_label_map(shards if os.path.exists(shards) else files[0])
-    if packed:
-        return read_label_map(beside) if beside else None
-    if beside is None and "detection" not in first_row(files[0]):
-        return None
-    return odvg_names(shards if os.path.exists(shards) else os.path.dirname(files[0]), beside)
+    if beside:
+        return read_label_map(beside)
+    return None if packed or "detection" not in first_row(files[0]) else collect_names(files)

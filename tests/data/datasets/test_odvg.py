@@ -37,6 +37,13 @@ def test_a_detection_row_counts_classes_in_the_order_of_labels():
     assert "categories" not in record
 
 
+def test_names_without_labels_are_known_as_in_the_map_and_as_in_prompts():
+    reader = OdvgReader("root", {0: "cat", 3: "tea_pot (old)"}, fixes={"cat": "house cat"})
+    assert reader.class_names == ["house cat", "tea pot"]
+    record = reader(detection(instance(None, "Tea_pot (old)"), instance(None, "tea pot"), instance(None, "cat")))
+    assert [annotation["category_id"] for annotation in record["annotations"]] == [1, 1, 0]
+
+
 def test_without_a_label_map_a_row_brings_its_own_categories():
     record = OdvgReader("root")(detection(instance(3, "dog"), instance(3, "a/b"), instance(5, "dog")))
     assert record["categories"] == ["dog", "a/b"]

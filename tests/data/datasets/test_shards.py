@@ -26,6 +26,15 @@ def test_rows_stay_on_disk_each_read_by_its_keys(write_rows, pictures, new_name)
     assert MetadataCatalog.get(new_name).thing_classes == ["Basket"]
 
 
+def test_names_are_collected_from_the_files_of_a_pattern_alone(write_rows, pictures, new_name, tmp_path, monkeypatch):
+    write_rows([DETECTION], "one-0.jsonl")
+    other = [{"bbox": [1, 2, 9, 9], "label": 4, "category": "bag"}]
+    write_rows([{**DETECTION, "detection": {"instances": other}}], "two-0.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_shards("one-*.jsonl", pictures, new_name)) == 1
+    assert MetadataCatalog.get(new_name).thing_classes == ["Bakset"]
+
+
 def test_captions_have_no_class_names(write_rows, pictures, new_name):
     records = load_shards(write_rows([GRIT]), pictures, new_name)
     assert len(records) == 1 and not hasattr(MetadataCatalog.get(new_name), "thing_classes")
