@@ -10,6 +10,12 @@ from grounding_dino.cli.train import load_config
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+# What a configuration says about its own data sets, and what stands there for others.
+_OF_OWN_SETS: dict[str, list[str] | tuple[str, ...]] = {
+    **dict.fromkeys(("DATASETS.TEST", "TEST.RETAINED"), ()),
+    **dict.fromkeys(("DATASETS.WEIGHTS", "DATASETS.RATIOS", "DATALOADER.REPEAT_SETS"), []),
+}
+
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """`--config-file`, `--dataset` and KEY VALUE pairs, much as `train_net.py` takes them."""
@@ -32,7 +38,7 @@ def load_data_config(args: argparse.Namespace) -> CfgNode:
     """The configuration with the data sets asked for in DATASETS.TRAIN; it can be changed.
 
     Where the KEY VALUE pairs have DATASETS.TRAIN, `--dataset` only registers. Where it names the data sets itself,
-    those that the configuration evaluates on are left out, unless the pairs name them.
+    those that the configuration evaluates on are left out, and how it mixes its own, unless the pairs say so.
 
     Raises:
         FileNotFoundError: no such configuration.
@@ -52,8 +58,7 @@ def load_data_config(args: argparse.Namespace) -> CfgNode:
     cfg.defrost()
     if names and "DATASETS.TRAIN" not in args.opts[::2]:
         cfg.DATASETS.TRAIN = tuple(expand_groups(names))
-        cfg.DATASETS.WEIGHTS = []  # those of the configuration's own data sets
-        for part, key in (("DATASETS", "TEST"), ("TEST", "RETAINED")):
-            if f"{part}.{key}" not in args.opts[::2]:
-                cfg[part][key] = ()
+        for key, nothing in _OF_OWN_SETS.items():
+            if key not in args.opts[::2]:
+                cfg.merge_from_list([key, nothing])
     return cfg

@@ -71,6 +71,20 @@ def test_epochs_of_the_configuration_become_iterations(check: Callable[..., Any]
     assert facts["iterations"] == 12 and facts["epochs"] == "4.80"
 
 
+def test_how_the_configuration_mixes_its_own_sets_is_no_matter_of_one_that_is_named(
+    check: Callable[..., Any], tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    tiny_cfg.DATASETS.RATIOS = [1, 0.5]
+    tiny_cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    tiny_cfg.DATALOADER.REPEAT_SETS = ["lvis_v1_train"]
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    assert check("--no-memory")[0] == 0
+    code, _, content = check("--no-memory", opts=("DATASETS.RATIOS", "[2]"))
+    assert code == 0 and content["training"]["facts"]["pictures an epoch"] == 10
+    code, _, content = check("--no-memory", opts=("DATASETS.RATIOS", "[]", "DATASETS.WEIGHTS", "[0]"))
+    assert code == 1 and "DATASETS.WEIGHTS [0.0] draws nothing" in content["training"]["findings"][0]["example"]
+
+
 def test_errors_end_with_1(check: Callable[..., Any]) -> None:
     code, output, content = check("--no-memory", width=61)
     assert code == 1 and not content["ok"]
