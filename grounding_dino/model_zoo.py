@@ -263,8 +263,9 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
 def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) -> bool:
     """What a model computes with at inference beyond the weights of its checkpoint.
 
-    With SOLVER.EMA.ENABLED_ON, averaged weights that the checkpoint holds take the place of the trained ones; then the
-    adapters of MODEL.LORA.WEIGHTS are merged.
+    The adapters of MODEL.LORA.WEIGHTS are merged; without any, and with SOLVER.EMA.ENABLED_ON, averaged weights that
+    the checkpoint holds take the place of the trained ones. Adapters belong to the trained ones, from which their
+    training began.
 
     Args:
         rest: what else the checkpoint held, as `GroundingCheckpointer.load` returns it.
@@ -275,13 +276,13 @@ def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) ->
     Raises:
         CheckpointError: averaged weights or adapters do not fit the model.
     """
-    averaged = False
-    if cfg.SOLVER.EMA.ENABLED_ON:
-        from grounding_dino.checkpoint.loading import load_average_into
-
-        averaged = load_average_into(model, rest)
     if cfg.MODEL.LORA.WEIGHTS:
         from grounding_dino.checkpoint.adapters import merge_adapter
 
         merge_adapter(model, cfg.MODEL.LORA.WEIGHTS)
-    return averaged
+        return False
+    if not cfg.SOLVER.EMA.ENABLED_ON:
+        return False
+    from grounding_dino.checkpoint.loading import load_average_into
+
+    return load_average_into(model, rest)

@@ -207,6 +207,18 @@ def test_the_tool_writes_what_merging_gives(
     assert "has no adapter_config.json" in capsys.readouterr().err
 
 
+def test_adapters_belong_to_the_trained_weights_of_a_file_with_averaged_ones(
+    train_cfg: ConfigBuilder, base: str, tmp_path: Path
+) -> None:
+    ema = ("SOLVER.EMA.ENABLED_ON", True, "SOLVER.MAX_ITER", 2)
+    first = trained(train_cfg(*ema, "MODEL.WEIGHTS", base, "OUTPUT_DIR", str(tmp_path / "first"))).cfg.OUTPUT_DIR
+    start = ("MODEL.WEIGHTS", f"{first}/model_final.pth")
+    second = trained(train_cfg(*LORA, *ema, *start, "OUTPUT_DIR", str(tmp_path / "second"))).cfg.OUTPUT_DIR
+    merged = build_model(train_cfg(*ema, *start, "MODEL.LORA.WEIGHTS", f"{second}/adapter")).state_dict()
+    for name, tensor in torch.load(f"{second}/model_final.pth", weights_only=True)["model"].items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-5)
+
+
 def test_best_and_last_adapters(train_cfg: ConfigBuilder, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [5.0, 1.0]
     monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {"bbox": {"AP": scores.pop(0)}}))
