@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
@@ -42,13 +43,26 @@ class EvaluationRecord:
         self._evaluations: list[tuple[int, dict[str, float]]] = []
 
     def go_on_from(self, steps: int) -> None:
-        """Take up what an earlier part of the run, of so many steps, noted; nothing of it where the run starts."""
-        found: list[tuple[int, dict[str, float]]] = []
-        if steps > 0 and comm.is_main_process() and os.path.isfile(self.path):
-            with open(self.path, encoding="utf-8") as file:
-                rows = [json.loads(line) for line in file]
-            found = [(row.pop("steps"), row) for row in rows]
-        self._evaluations = [(at, metrics) for at, metrics in comm.all_gather(found)[0] if at <= steps]
+        """Take up what an earlier part of the run, of so many steps, noted.
+
+        Where the run starts, the file is another run's and goes, lest an interruption make it this one's.
+        """
+        if steps == 0 and comm.is_main_process():
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.path)
+        found = comm.all_gather(self._read() if comm.is_main_process() else [])[0]
+        self._evaluations = [(at, metrics) for at, metrics in found if at <= steps]
+
+    def noted(self, metric: str) -> list[float]:
+        """The metric at each evaluation that the file has now, also at those after the steps that are taken up."""
+        return [metrics[metric] for _, metrics in self._read() if metric in metrics]
+
+    def _read(self) -> list[tuple[int, dict[str, float]]]:
+        if not os.path.isfile(self.path):
+            return []
+        with open(self.path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        return [(row.pop("steps"), row) for row in rows]
 
     def add(self, steps: int, metrics: Mapping[str, float]) -> None:
         """Note an evaluation."""

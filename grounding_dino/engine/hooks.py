@@ -12,6 +12,7 @@ from typing import Any
 
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 from grounding_dino.engine.ema import WeightAverage
+from grounding_dino.engine.evaluations import EvaluationRecord
 from grounding_dino.engine.lora import BEST_FOLDER, Adapters, save_adapters
 
 import numpy as np
@@ -188,15 +189,23 @@ class BestModelFile(GroundingCheckpointer):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, whose best value outlives an interruption: a resumed run does not overwrite a better model."""
+    """Detectron2's, whose best value outlives an interruption: a resumed run does not overwrite a better model.
 
-    def __init__(self, eval_period: int, file: BestModelFile) -> None:
+    A best model that `record` does not have is of another run in the same folder, and is overwritten.
+    """
+
+    def __init__(self, eval_period: int, file: BestModelFile, record: EvaluationRecord) -> None:
         super().__init__(eval_period, file, file.metric, file_prefix=BEST)
         self._file = file
+        self._record = record
 
     def before_train(self) -> None:
         """Where the run goes on, take up the best value so far, which all processes take from the first one."""
-        found = self._file.best_so_far() if self.trainer.start_iter > 0 and comm.is_main_process() else None
+        found = None
+        if self.trainer.start_iter > 0 and comm.is_main_process():
+            found = self._file.best_so_far()
+            if found is not None and found[0] not in self._record.noted(self._file.metric):
+                found = None
         found = comm.all_gather(found)[0]
         if found is not None:
             self.best_metric, self.best_iter = found

@@ -196,7 +196,7 @@ class Trainer(DefaultTrainer):
                 cfg.SOLVER.BEST_CHECKPOINT_METRIC,
                 **self._saved_beside_the_model(),
             )
-            chain.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best))
+            chain.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, best, self.record))
         return chain
 
     def _saved_beside_the_model(self) -> dict[str, Any]:

@@ -242,6 +242,20 @@ def test_the_best_checkpoint_can_go_by_a_retained_set(cfg_of: ConfigBuilder, wit
     assert (best["best_value"], best["iteration"]) == (7.0, 1)
 
 
+def test_what_another_run_left_in_the_folder_is_none_of_a_run_interrupted_before_its_first_evaluation(
+    cfg_of: ConfigBuilder, with_scores: Callable[..., Any], stopped_before: Stop
+) -> None:
+    with_scores(squares=[9.0, 8.0, 7.0])
+    best = ("SOLVER.BEST_CHECKPOINT_METRIC", "bbox/AP", "SOLVER.CHECKPOINT_PERIOD", 1)
+    run(cfg_of(*best, "SOLVER.MAX_ITER", 3))
+    cfg = cfg_of(*best, "TEST.EVAL_PERIOD", 6, "SOLVER.MAX_ITER", 6)
+    stopped_before(3, cfg)
+    with_scores(squares=[5.0])
+    resumed, _ = run(cfg, True)
+    assert resumed.start_iter == 3 and resumed.record.values("bbox/AP") == [5.0]
+    assert torch.load(f"{cfg.OUTPUT_DIR}/model_best.pth", weights_only=True)["best_value"] == 5.0
+
+
 # -------------------------------------------------------------------------------------------------------- early stop
 
 STOP = ("SOLVER.BEST_CHECKPOINT_METRIC", "bbox/AP", "SOLVER.EARLY_STOP.PATIENCE", 2, "SOLVER.MAX_ITER", 9)
