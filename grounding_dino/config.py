@@ -241,7 +241,7 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = 300  # best (query, category) pairs; of every prompt, and of a picture's together
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
-    cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture that COCO's AP counts (COCO: 100)
+    cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture and category that COCO's AP counts (COCO: 100)
     cfg.TEST.CATEGORIES_PER_PROMPT = 0  # 0 lists as many as fit; a smaller number splits long lists into more prompts
     cfg.TEST.DESCRIPTIONS_PER_PROMPT = 1  # expressions or descriptions of a picture asked for at once; 0: all of them
     cfg.TEST.EXPRESSION_THRESHOLD = 0.7  # score from which a box is an answer where any number may be right (gRefCOCO)
