@@ -9,6 +9,7 @@ from typing import Any
 import grounding_dino.data.datasets  # noqa: F401  registers the project's data sets
 from grounding_dino.data.datasets.extra import register_extra_datasets
 from grounding_dino.data.datasets.groups import expand_config, expand_groups, unknown_name
+from grounding_dino.data.datasets.refexp_json import gather_expressions
 from grounding_dino.data.datasets.rows import strict_rows
 from grounding_dino.data.mappers import build_mapper
 from grounding_dino.data.mixture import shares_of
@@ -116,11 +117,13 @@ def load_train_records(cfg: CfgNode) -> RecordSets:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
-    """A loader over one data set for evaluation, one picture a batch."""
+    """A loader over one data set for evaluation, one picture a batch, with all of its referring expressions."""
     register_extra_datasets(cfg.DATASETS.EXTRA)
     # The records come first: the mapper takes over the class names that loading makes known.
     with strict_rows(cfg.DATASETS.STRICT_ON):
         records = load_records([dataset_name])
     return build_detection_test_loader(
-        records, mapper=build_mapper(cfg, is_train=False), num_workers=cfg.DATALOADER.NUM_WORKERS
+        records if isinstance(records, RecordSets) else gather_expressions(records),
+        mapper=build_mapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

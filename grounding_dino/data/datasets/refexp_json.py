@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from grounding_dino.data.datasets.coco_cleaning import (
@@ -78,6 +79,34 @@ def load_refexp(
     if dataset_name is not None:
         set_metadata(dataset_name, json_file=json_file, image_root=image_root)
     return records
+
+
+def gather_expressions(records: Sequence[Record]) -> list[Record]:
+    """Records of referring expressions with those of a picture in one, in the order of pictures; others as they are.
+
+    Evaluation reads them so, whatever a set's own records are: the image backbone runs once a picture, and
+    TEST.DESCRIPTIONS_PER_PROMPT can ask for several expressions together.
+    """
+    gathered: list[Record] = []
+    places: dict[Any, int] = {}
+    for record in records:
+        if "expression_ids" not in record:
+            gathered.append(record)
+            continue
+        place = places.setdefault((record["file_name"], record.get("token_score")), len(gathered))
+        if place == len(gathered):
+            gathered.append(record)
+            continue
+        first = gathered[place]
+        before = len(first["categories"])
+        added = [{**item, "category_id": item["category_id"] + before} for item in record["annotations"]]
+        gathered[place] = {
+            **first,
+            "categories": [*first["categories"], *record["categories"]],
+            "expression_ids": [*first["expression_ids"], *record["expression_ids"]],
+            "annotations": [*first["annotations"], *added],
+        }
+    return gathered
 
 
 def register_refexp(name: str, json_file: str, image_root: str, group_by_picture: bool = False) -> None:

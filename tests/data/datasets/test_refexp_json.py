@@ -2,6 +2,7 @@ import json
 import re
 
 from grounding_dino.data.datasets import CocoFormatError, load_refexp
+from grounding_dino.data.datasets.refexp_json import gather_expressions
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_one_record_an_expression_or_a_picture(tmp_path):
     assert grouped["categories"] == ["the red star", "the left ring"]
     assert [annotation["category_id"] for annotation in grouped["annotations"]] == [0, 1]
     assert grouped["file_name"].endswith("a.jpg") and grouped["referring"] is True
+
+
+def test_evaluation_gathers_the_expressions_of_a_picture(tmp_path):
+    path = _write(tmp_path, _ours())
+    alone, grouped = load_refexp(path, None), load_refexp(path, None, group_by_picture=True)
+    assert len(alone) == 2
+    assert gather_expressions(alone) == grouped
+    assert gather_expressions(grouped) == grouped
+    assert [record["categories"] for record in alone] == [["the red star"], ["the left ring"]]  # unchanged
+    classes = {"file_name": "a.jpg", "annotations": []}
+    assert gather_expressions([classes, *alone, classes]) == [classes, *grouped, classes]
 
 
 def test_mdetr_layout_is_read(tmp_path):
