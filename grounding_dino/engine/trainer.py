@@ -225,12 +225,17 @@ class Trainer(DefaultTrainer):
             logger.info("--resume, but %s has no checkpoint: this run starts at iteration 0", cfg.OUTPUT_DIR)
         if not resumes:
             load_initial_weights(cfg, self.checkpointer.model)
-        self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        rest = self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         if cfg.MODEL.LORA.WEIGHTS and not resumes:
             merge_adapter(self.checkpointer.model, cfg.MODEL.LORA.WEIGHTS)
         if self.average is not None and self.average.steps == 0:  # a start, or the first part of the run had none
             self.average.restart()
         if resumes:
+            if self.average is None and "ema" in rest:
+                logger.warning(
+                    "the checkpoint holds averaged weights, which this run drops, and its own checkpoints lack; to "
+                    "keep them, set SOLVER.EMA.ENABLED_ON True"
+                )
             self.start_iter = self.iter + 1
             start_stream_at(self.data_loader, self.start_iter, self.seed)
             done, total = self.start_iter, self.max_iter

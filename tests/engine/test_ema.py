@@ -126,6 +126,16 @@ def test_a_run_that_had_no_average_begins_one_with_its_weights(train_cfg: Config
     assert_equal(second.average.state_dict()["parameters"], own)
 
 
+def test_a_resumed_run_says_that_it_drops_the_average(
+    train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(train_cfg(*EMA, "SOLVER.MAX_ITER", 1))
+    for opts, told in (((), True), (EMA, False)):
+        caplog.clear()
+        Trainer(train_cfg(*opts, "SOLVER.MAX_ITER", 2)).resume_or_load(True)
+        assert ("averaged weights, which this run drops" in caplog.text) == told
+
+
 def test_the_average_of_other_parameters_is_refused(train_cfg: ConfigBuilder) -> None:
     trained(train_cfg(*EMA, "SOLVER.MAX_ITER", 1, "SOLVER.FREEZE", ["^backbone"]))
     with pytest.raises(ValueError, match="is of other parameters than this run trains: .*backbone.*SOLVER.FREEZE"):
