@@ -279,7 +279,7 @@ def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) ->
     if cfg.MODEL.LORA.WEIGHTS:
         from grounding_dino.checkpoint.adapters import merge_adapter
 
-        merge_adapter(model, cfg.MODEL.LORA.WEIGHTS)
+        merge_adapter(model, cfg.MODEL.LORA.WEIGHTS, rest)
         return False
     if not cfg.SOLVER.EMA.ENABLED_ON:
         return False

@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from grounding_dino.checkpoint.files import CheckpointError, read_checkpoint_file
@@ -143,10 +144,13 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
     return config, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def merge_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+def merge_adapter(
+    model: nn.Module, path: str | os.PathLike[str], rest: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
     """Add the adapters of a file to the weights of `model`, in place; the names of the layers changed.
 
-    Parameters that were trained in full replace the model's.
+    Parameters that were trained in full replace the model's. `rest` is what else the checkpoint of the weights held: a
+    warning is logged where it comes from a training of adapters, which its weights have in them.
 
     Raises:
         CheckpointError: the adapter cannot be read, or belongs to another model, which is unchanged then.
@@ -173,6 +177,13 @@ def merge_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable[name])
     base = config.base_model_name_or_path or "weights that the file does not name"
+    if "lora" in rest:
+        logger.warning(
+            "%s is merged into weights that have the adapters of their own training in them already; that is right "
+            "only if it was trained on them (it was on %s): else leave out MODEL.LORA.WEIGHTS, or name those weights",
+            path,
+            base,
+        )
     logger.info(
         "%s: adapters of %d layers are merged into the weights; they were trained on %s", path, len(layers), base
     )

@@ -227,7 +227,7 @@ class Trainer(DefaultTrainer):
             load_initial_weights(cfg, self.checkpointer.model)
         rest = self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         if cfg.MODEL.LORA.WEIGHTS and not resumes:
-            merge_adapter(self.checkpointer.model, cfg.MODEL.LORA.WEIGHTS)
+            merge_adapter(self.checkpointer.model, cfg.MODEL.LORA.WEIGHTS, rest)
         if self.average is not None and self.average.steps == 0:  # a start, or the first part of the run had none
             self.average.restart()
         if resumes:
@@ -244,12 +244,20 @@ class Trainer(DefaultTrainer):
                 logger.warning("all %d iterations are done; raise SOLVER.MAX_ITER to train longer", self.max_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """With the seed, which SEED -1 draws anew in each run."""
-        return {**super().state_dict(), "seed": self.seed}
+        """With the seed, which SEED -1 draws anew in each run, and the pictures of a step."""
+        return {**super().state_dict(), "seed": self.seed, "pictures": self.cfg.SOLVER.IMS_PER_BATCH}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """With the seed; one that the config sets wins."""
         super().load_state_dict(state_dict)
+        pictures = self.cfg.SOLVER.IMS_PER_BATCH
+        if state_dict.get("pictures", pictures) != pictures:
+            logger.warning(
+                "the run so far had SOLVER.IMS_PER_BATCH %d; it goes on with %d, and in the data where it would stand "
+                "if all its steps had taken so many: pictures are left out or come again",
+                state_dict["pictures"],
+                pictures,
+            )
         before = state_dict.get("seed", self.seed)
         if self.cfg.SEED < 0:
             self.seed = before

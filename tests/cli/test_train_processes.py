@@ -33,6 +33,7 @@ def train_net(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -65,9 +66,19 @@ def test_killed_and_resumed_equals_uninterrupted(command: Callable[..., list[str
 
 
 def assert_finished(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=400)
+    output = output_of(process)
     assert process.returncode == 0, output
     return output
+
+
+def output_of(process: subprocess.Popen[str]) -> str:
+    """What it prints; where it hangs, nothing of it is left behind."""
+    try:
+        return process.communicate(timeout=400)[0]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
 
 
 TWO = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "4")
@@ -133,7 +144,7 @@ def test_a_loss_that_is_no_number_in_one_process_ends_all_in_one_sentence(
     script = tmp_path / "spoilt.py"
     script.write_text(SPOILT)
     process = train_net(command("--num-gpus", "2", opts=TWO), script=script)
-    output, _ = process.communicate(timeout=400)
+    output = output_of(process)
     assert process.returncode == 1
     end = output.rstrip().splitlines()[-2]
     assert re.match("train_net.py: error: (loss_giou = nan|the gradient of .* is not finite) on pictures", end), output

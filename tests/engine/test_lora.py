@@ -289,6 +289,16 @@ def test_other_adapters_than_the_checkpoints_are_refused(train_cfg: ConfigBuilde
         started(train_cfg(), resume=True)
 
 
+def test_adapters_on_weights_that_have_them_already_are_warned_of(
+    train_cfg: ConfigBuilder, base: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained(train_cfg(*LORA, "MODEL.WEIGHTS", base, "SOLVER.MAX_ITER", 1)).cfg.OUTPUT_DIR
+    for weights, warned in ((base, False), (f"{folder}/model_final.pth", True)):
+        caplog.clear()
+        build_model(train_cfg("MODEL.WEIGHTS", weights, "MODEL.LORA.WEIGHTS", f"{folder}/adapter"))
+        assert ("have the adapters of their own training in them already" in caplog.text) == warned
+
+
 def test_full_fine_tuning_can_start_from_merged_adapters(train_cfg: ConfigBuilder, base: str) -> None:
     trainer = trained(train_cfg(*LORA, "MODEL.WEIGHTS", base, "SOLVER.MAX_ITER", 1))
     opts = ("MODEL.WEIGHTS", base, "MODEL.LORA.WEIGHTS", f"{trainer.cfg.OUTPUT_DIR}/adapter", "SOLVER.MAX_ITER", 2)

@@ -121,6 +121,15 @@ def test_resume_without_a_checkpoint_starts_from_the_named_weights(
     assert_identical(first.model.state_dict(), trainer.model.state_dict())
 
 
+def test_another_number_of_pictures_is_said(train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture) -> None:
+    short = ("SOLVER.MAX_ITER", 1)
+    Trainer(train_cfg(*short)).train()
+    for pictures, said in ((train_cfg().SOLVER.IMS_PER_BATCH, False), (1, True)):
+        caplog.clear()
+        Trainer(train_cfg(*short, "SOLVER.IMS_PER_BATCH", pictures)).resume_or_load(True)
+        assert ("it goes on with 1, and in the data where it would stand" in caplog.text) == said
+
+
 def test_a_seed_that_was_changed_is_said(train_cfg: ConfigBuilder, caplog: pytest.LogCaptureFixture) -> None:
     trained(train_cfg("SOLVER.MAX_ITER", 1))
     trainer = Trainer(train_cfg("SOLVER.MAX_ITER", 2, "SEED", 4))
