@@ -76,8 +76,11 @@ def output_of(process: subprocess.Popen[str]) -> str:
     try:
         return process.communicate(timeout=400)[0]
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.terminate()  # torchrun ends its processes, too
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
         raise
 
 
