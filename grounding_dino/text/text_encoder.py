@@ -115,6 +115,7 @@ class BertEncoder(nn.Module):
             names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
             enable = next(getattr(self.bert, name) for name in names if hasattr(self.bert, name))
             enable({"use_reentrant": False})
+            self.bert.config.use_cache = False  # only decoders have such a cache; asked for both, transformers warns
         self.train(self.training)
 
     @classmethod
