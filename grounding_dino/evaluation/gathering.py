@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,16 +44,19 @@ def true_boxes(record: Mapping[str, Any]) -> dict[int, list[list[float]]]:
     return boxes
 
 
-def boxes_of(output: Mapping[str, Any], index: int) -> tuple[Tensor, Tensor]:
-    """Boxes (N, 4) XYXY and scores (N,) that a model gave the expression or phrase `index`, best-scored first, fp32.
+def boxes_of(output: Mapping[str, Any], indices: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Boxes (N, 4) XYXY and scores (N,) that a model gave each of these expressions or phrases, best-scored first, fp32.
 
-    Of equal scores the model's order stays.
+    Of equal scores the model's order stays. The output is brought to the CPU once for all of them.
     """
     instances = output["instances"]
-    own = torch.nonzero(instances.pred_classes.cpu() == index).flatten()
-    scores = instances.scores.detach().float().cpu()[own]
-    order = scores.argsort(descending=True, stable=True)
-    return instances.pred_boxes.tensor.detach().float().cpu()[own][order], scores[order]
+    classes = instances.pred_classes.cpu()
+    all_scores = instances.scores.detach().float().cpu()
+    all_boxes = instances.pred_boxes.tensor.detach().float().cpu()
+    for index in indices:
+        own = torch.nonzero(classes == index).flatten()
+        order = own[all_scores[own].argsort(descending=True, stable=True)]
+        yield all_boxes[order], all_scores[order]
 
 
 def warn_of_unanswered(known: Collection[Any], answered: Collection[Any], what: str) -> None:

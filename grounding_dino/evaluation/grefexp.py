@@ -90,8 +90,8 @@ class GeneralizedRefExpEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Count the found boxes of every expression, and those that pair up with true ones."""
         for record, output in zip(inputs, outputs):
-            for index, expression in enumerate(record["expression_ids"]):
-                boxes, scores = boxes_of(output, index)
+            expressions = record["expression_ids"]
+            for expression, (boxes, scores) in zip(expressions, boxes_of(output, range(len(expressions)))):
                 found = boxes[scores >= self.score_threshold]
                 truth = self._truth[expression]
                 paired = count_pairs(box_iou(found, truth), self.iou_threshold)

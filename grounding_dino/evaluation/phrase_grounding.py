@@ -110,8 +110,7 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
             if not phrases:
                 continue
             found = {}
-            for index, phrase in phrases.items():
-                boxes, _ = boxes_of(output, index)
+            for (index, phrase), (boxes, _) in zip(phrases.items(), boxes_of(output, phrases)):
                 found[index] = {"phrase": phrase.text, **self._first_right(boxes[: self.ranks[-1]], phrase.boxes)}
             self._ranks[record["image_id"]] = found
 

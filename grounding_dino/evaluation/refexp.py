@@ -94,8 +94,8 @@ class RefExpEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Take the overlaps of the best boxes of every expression with its truth, best-scored first."""
         for record, output in zip(inputs, outputs):
-            for index, expression in enumerate(record["expression_ids"]):
-                boxes, _ = boxes_of(output, index)
+            expressions = record["expression_ids"]
+            for expression, (boxes, _) in zip(expressions, boxes_of(output, range(len(expressions)))):
                 overlaps = box_iou(boxes[: self.ranks[-1]], self._truth[expression])  # (k, N)
                 self._overlaps[expression] = overlaps.amax(dim=1).tolist()
 
