@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,37 @@ def true_boxes(record: Mapping[str, Any]) -> dict[int, list[list[float]]]:
     return boxes
 
 
+def expressions_of(dataset_name: str, record: Mapping[str, Any], known: Collection[Any]) -> dict[Any, Tensor]:
+    """The true boxes (N, 4) XYXY of a record's expressions by their ids; N is 0 where one names nothing.
+
+    Raises:
+        ValueError: an id is another expression's, too: one of `known`.
+    """
+    boxes = true_boxes(record)
+    found: dict[Any, Tensor] = {}
+    for index, expression in enumerate(record["expression_ids"]):
+        if expression in known or expression in found:
+            raise ValueError(
+                f"the expression id {expression!r} of {record.get('file_name')} of {dataset_name!r} is another's too; "
+                "ids have to differ"
+            )
+        found[expression] = torch.tensor(boxes.get(index, []), dtype=torch.float32).reshape(-1, 4)
+    return found
+
+
+def checked_ranks(ranks: Sequence[int], measure: str) -> tuple[int, ...]:
+    """The k of a measure at k, in order.
+
+    Raises:
+        ValueError: there is none, or one below 1.
+    """
+    if not ranks or min(ranks) < 1:
+        raise ValueError(f"ranks {tuple(ranks)} of {measure}@k: give positive numbers, e.g. (1, 5, 10)")
+    return tuple(sorted(ranks))
+
+
 def boxes_of(output: Mapping[str, Any], indices: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Boxes (N, 4) XYXY and scores (N,) that a model gave each of these expressions or phrases, best-scored first, fp32.
+    """Boxes (N, 4) XYXY and scores (N,), fp32, that a model gave each of these expressions or phrases, the best first.
 
     Of equal scores the model's order stays. The output is brought to the CPU once for all of them.
     """

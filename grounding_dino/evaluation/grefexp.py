@@ -8,9 +8,9 @@ from typing import Any
 
 from grounding_dino.evaluation.gathering import (
     boxes_of,
+    expressions_of,
     gathered,
     score_of_tokens,
-    true_boxes,
     warn_of_unanswered,
     write_json,
 )
@@ -64,14 +64,7 @@ class GeneralizedRefExpEvaluator(DatasetEvaluator):
         self._score = ""
         for record in DatasetCatalog.get(dataset_name):
             self._score = score_of_tokens(record)
-            boxes = true_boxes(record)
-            for index, expression in enumerate(record["expression_ids"]):
-                if expression in self._truth:
-                    raise ValueError(
-                        f"the expression id {expression!r} of {record.get('file_name')} in {dataset_name!r} is "
-                        "another's too; ids have to differ"
-                    )
-                self._truth[expression] = torch.tensor(boxes.get(index, []), dtype=torch.float32).reshape(-1, 4)
+            self._truth.update(expressions_of(dataset_name, record, self._truth))
         self._counts: dict[Any, dict[str, int]] = {}
 
     def protocol(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from grounding_dino.evaluation.gathering import (
     boxes_of,
+    checked_ranks,
     gathered,
     true_boxes,
     warn_of_unanswered,
@@ -61,10 +62,8 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
     ) -> None:
-        if not ranks or min(ranks) < 1:
-            raise ValueError(f"ranks {tuple(ranks)} of recall@k: give positive numbers, e.g. (1, 5, 10)")
         self.dataset_name = dataset_name
-        self.ranks = tuple(sorted(ranks))
+        self.ranks = checked_ranks(ranks, "recall")
         self.iou_threshold = iou_threshold
         self.distributed = distributed
         self.output_dir = output_dir

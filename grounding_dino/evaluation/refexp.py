@@ -9,9 +9,10 @@ from typing import Any
 
 from grounding_dino.evaluation.gathering import (
     boxes_of,
+    checked_ranks,
+    expressions_of,
     gathered,
     score_of_tokens,
-    true_boxes,
     warn_of_unanswered,
     write_json,
 )
@@ -53,10 +54,8 @@ class RefExpEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         prompt: str = "",
     ) -> None:
-        if not ranks or min(ranks) < 1:
-            raise ValueError(f"ranks {tuple(ranks)} of precision@k: give positive numbers, e.g. (1, 5, 10)")
         self.dataset_name = dataset_name
-        self.ranks = tuple(sorted(ranks))
+        self.ranks = checked_ranks(ranks, "precision")
         self.iou_threshold = iou_threshold
         self.distributed = distributed
         self.output_dir = output_dir
@@ -69,14 +68,11 @@ class RefExpEvaluator(DatasetEvaluator):
         self._overlaps: dict[Any, list[float]] = {}
 
     def _add_truth(self, record: dict[str, Any]) -> None:
-        boxes = true_boxes(record)
-        for index, expression in enumerate(record["expression_ids"]):
-            where = f"{record.get('file_name')} of {self.dataset_name!r}"
-            if expression in self._truth:
-                raise ValueError(f"the expression id {expression!r} of {where} is another's too; ids have to differ")
-            if index not in boxes:
+        for expression, boxes in expressions_of(self.dataset_name, record, self._truth).items():
+            if not len(boxes):
+                where = f"{record.get('file_name')} of {self.dataset_name!r}"
                 raise ValueError(f"the expression {expression!r} of {where} has no box; leave it out")
-            self._truth[expression] = torch.tensor(boxes[index], dtype=torch.float32)
+            self._truth[expression] = boxes
 
     def protocol(self) -> dict[str, str]:
         """What the numbers depend on."""
