@@ -282,6 +282,21 @@ def lookup(images: Mapping[int | str, Record], number: object) -> Record | None:
     return None if found is None else images[found]
 
 
+def by_owner(
+    annotations: Iterable[Record], known: Collection[int | str], report: CleaningReport, owners: str
+) -> dict[int | str, list[Record]]:
+    """Annotations by the id of `known` that their `image_id` means; others are noted as of `owners` not listed."""
+    found: dict[int | str, list[Record]] = {}
+    for annotation in annotations:
+        number = find_id(known, annotation.get("image_id"))
+        if number is None:
+            example = f"annotation {annotation.get('id')!r} of image_id {annotation.get('image_id')!r}"
+            report.note(f"dropped annotations of {owners}", example)
+        else:
+            found.setdefault(number, []).append(annotation)
+    return found
+
+
 def find_id(known: Collection[int | str], number: object) -> int | str | None:
     """The id of `known` that `number` means: itself, or else the same number written as text ("7" and 7); or None."""
     if type(number) is int and number in known:  # nearly always, and asked for every annotation of a file

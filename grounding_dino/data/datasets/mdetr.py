@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grounding_dino.data.datasets.captions import Region, caption_record, picture_facts
-from grounding_dino.data.datasets.coco_cleaning import find_id, read_coco
+from grounding_dino.data.datasets.coco_cleaning import by_owner, read_coco
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.refexp_json import is_empty
 from grounding_dino.data.datasets.rows import PHRASES_EVALUATOR, RowError, RowReport, check_pictures, check_yield
@@ -81,15 +81,8 @@ def grounding_records(
         image_keys, annotation_keys: further keys of entries and annotations that records keep.
     """
     ids = {image["id"] for image in content["images"] if isinstance(image.get("id"), (int, str))}
-    found: dict[Any, list[Record]] = {}
     report.place = report.json_file
-    for annotation in content["annotations"]:
-        number = find_id(ids, annotation.get("image_id"))
-        if number is None:
-            example = f"annotation {annotation.get('id')!r} of image_id {annotation.get('image_id')!r}"
-            report.note("dropped annotations of sentences that are not listed", example)
-        else:
-            found.setdefault(number, []).append(annotation)
+    found = by_owner(content["annotations"], ids, report, "sentences that are not listed")
     taken: set[int | str] = set()
     for index, image in enumerate(content["images"]):
         report.place = f"{report.json_file}, entry {index} of 'images'"

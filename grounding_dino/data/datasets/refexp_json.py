@@ -17,8 +17,8 @@ from grounding_dino.data.datasets.coco_cleaning import (
     CleaningReport,
     CocoFormatError,
     as_size,
+    by_owner,
     clean_box,
-    find_id,
     is_integer,
     lookup,
     read_coco,
@@ -154,16 +154,12 @@ def _expressions(
     captions = {number: image["caption"] for number, image in images.items() if "caption" in image}
     if not captions and not any("caption" in image for image in content["images"]):
         raise CocoFormatError(f"{json_file} has neither a list 'expressions' nor captions in its 'images'")
+    annotations = content["annotations"]
+    if targets_optional:
+        annotations = [annotation for annotation in annotations if not is_empty(annotation)]
+    owned = by_owner(annotations, captions, report, "expressions that are not listed (or were dropped)")
     found: dict[Any, list[Record]] = {number: [] for number in captions} if targets_optional else {}
-    for annotation in content["annotations"]:
-        if targets_optional and is_empty(annotation):
-            continue
-        number = find_id(captions, annotation.get("image_id"))
-        if number is None:
-            example = f"annotation {annotation.get('id')!r} of image_id {annotation.get('image_id')!r}"
-            report.note("dropped annotations of expressions that are not listed (or were dropped)", example)
-        else:
-            found.setdefault(number, []).append(annotation)
+    found |= owned
     return [_mdetr_expression(number, captions[number], boxes, json_file) for number, boxes in found.items()]
 
 
