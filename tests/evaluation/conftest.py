@@ -132,3 +132,19 @@ def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def register_records() -> Iterator[Callable[[list[dict[str, Any]]], str]]:
+    """`register_records(records)`: the records as a registered data set; returns its name."""
+    names: list[str] = []
+
+    def make(records: list[dict[str, Any]]) -> str:
+        names.append(f"test_evaluation_records_{len(names)}")
+        DatasetCatalog.register(names[-1], lambda: records)
+        return names[-1]
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)

@@ -4,10 +4,8 @@ from grounding_dino.evaluation.grefexp import GeneralizedRefExpEvaluator, count_
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-NAME = "test_grefexp"
 LEFT, RIGHT, FAR = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [60.0, 60, 70, 70]
 
 
@@ -33,21 +31,6 @@ def _output(*detections):
     return {"instances": instances}
 
 
-@pytest.fixture
-def register():
-    names = []
-
-    def make(records):
-        names.append(f"{NAME}_{len(names)}")
-        DatasetCatalog.register(names[-1], lambda: records)
-        return names[-1]
-
-    yield make
-    for name in names:
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name, None)
-
-
 def _results(name, outputs, records=RECORDS, **options):
     evaluator = GeneralizedRefExpEvaluator(name, **options)
     evaluator.reset()
@@ -58,15 +41,19 @@ def _results(name, outputs, records=RECORDS, **options):
 TRUTH = [_output((LEFT, 0.9, 0), (RIGHT, 0.8, 0), (LEFT, 0.75, 2)), _output()]
 
 
-def test_the_truth_is_right(register, tmp_path):
-    assert _results(register(RECORDS), TRUTH, output_dir=str(tmp_path)) == {"P@(F1=1)": 100, "N_acc": 100, "T_acc": 100}
+def test_the_truth_is_right(register_records, tmp_path):
+    assert _results(register_records(RECORDS), TRUTH, output_dir=str(tmp_path)) == {
+        "P@(F1=1)": 100,
+        "N_acc": 100,
+        "T_acc": 100,
+    }
     counts = json.loads((tmp_path / "grefexp.json").read_text())
     assert counts["both"] == {"found": 2, "true": 2, "paired": 2} and counts["nothing"]["found"] == 0
 
 
-def test_boxes_of_other_expressions_are_not(register):
+def test_boxes_of_other_expressions_are_not(register_records):
     shuffled = [_output((LEFT, 0.9, 1), (RIGHT, 0.8, 2), (LEFT, 0.75, 0)), _output((LEFT, 0.9, 0))]
-    assert _results(register(RECORDS), shuffled) == {"P@(F1=1)": 0, "N_acc": 0, "T_acc": 100}
+    assert _results(register_records(RECORDS), shuffled) == {"P@(F1=1)": 0, "N_acc": 0, "T_acc": 100}
 
 
 @pytest.mark.parametrize(
@@ -94,12 +81,12 @@ def test_boxes_of_other_expressions_are_not(register):
         ),
     ],
 )
-def test_hand_computed_cases(register, outputs, expected):
-    assert _results(register(RECORDS), outputs) == expected
+def test_hand_computed_cases(register_records, outputs, expected):
+    assert _results(register_records(RECORDS), outputs) == expected
 
 
-def test_thresholds_count(register):
-    name = register(RECORDS)
+def test_thresholds_count(register_records):
+    name = register_records(RECORDS)
     assert _results(name, TRUTH, score_threshold=0.78)["P@(F1=1)"] == 75
     almost = [_output((LEFT, 0.9, 0), (RIGHT, 0.8, 0), ([0.0, 0, 10, 8], 0.75, 2)), _output()]
     assert _results(name, almost)["P@(F1=1)"] == 100
@@ -109,20 +96,20 @@ def test_thresholds_count(register):
     assert protocol["prompt"] == "alone" and protocol["score"].startswith("the mean")
 
 
-def test_expressions_without_an_output_are_wrong(register, caplog):
-    results = _results(register(RECORDS), TRUTH[:1], RECORDS[:1])
+def test_expressions_without_an_output_are_wrong(register_records, caplog):
+    results = _results(register_records(RECORDS), TRUTH[:1], RECORDS[:1])
     assert results == {"P@(F1=1)": 75, "N_acc": 50, "T_acc": 100}
     assert "1 of 4 expressions have no output" in caplog.text
 
 
-def test_a_share_of_nothing_is_left_out(register):
-    assert _results(register(RECORDS[1:]), [_output()], RECORDS[1:]) == {"P@(F1=1)": 100, "N_acc": 100}
+def test_a_share_of_nothing_is_left_out(register_records):
+    assert _results(register_records(RECORDS[1:]), [_output()], RECORDS[1:]) == {"P@(F1=1)": 100, "N_acc": 100}
 
 
-def test_records_that_cannot_be_counted_are_refused(register):
+def test_records_that_cannot_be_counted_are_refused(register_records):
     with pytest.raises(ValueError, match="'nothing' .* another's too"):
-        GeneralizedRefExpEvaluator(register([RECORDS[1]] * 2))
-    empty = GeneralizedRefExpEvaluator(register([]))
+        GeneralizedRefExpEvaluator(register_records([RECORDS[1]] * 2))
+    empty = GeneralizedRefExpEvaluator(register_records([]))
     with pytest.raises(ValueError, match="no referring expression"):
         empty.evaluate()
 

@@ -4,7 +4,6 @@ from grounding_dino.evaluation.phrase_grounding import PhraseGroundingEvaluator
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 LEFT, RIGHT, FAR = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [60.0, 60, 70, 70]
@@ -40,21 +39,6 @@ CAPTION_ALONE = {"instances": Instances((80, 80))}  # as the model gives it: wit
 TRUTH = [_output((LEFT, 0.9, 0), (AROUND, 0.7, 0), (AROUND, 0.8, 1)), _output((FAR, 0.3, 0)), CAPTION_ALONE]
 
 
-@pytest.fixture
-def register():
-    names = []
-
-    def make(records=RECORDS):
-        names.append(f"test_phrases_{len(names)}")
-        DatasetCatalog.register(names[-1], lambda: records)
-        return names[-1]
-
-    yield make
-    for name in names:
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name, None)
-
-
 def _results(name, outputs, records=RECORDS, **options):
     evaluator = PhraseGroundingEvaluator(name, **options)
     evaluator.reset()
@@ -66,8 +50,8 @@ def _overall(results):
     return {key: value for key, value in results.items() if "-" not in key}
 
 
-def test_the_truth_is_found_in_full(register, tmp_path):
-    results = _results(register(), TRUTH, output_dir=str(tmp_path))
+def test_the_truth_is_found_in_full(register_records, tmp_path):
+    results = _results(register_records(RECORDS), TRUTH, output_dir=str(tmp_path))
     # "two rings" has the box around both at the second place only
     assert _overall(results) == {
         **{"R@1": 100, "R@5": 100, "R@10": 100},
@@ -82,16 +66,16 @@ def test_the_truth_is_found_in_full(register, tmp_path):
     }
 
 
-def test_boxes_of_other_phrases_and_captions_do_not_count(register):
+def test_boxes_of_other_phrases_and_captions_do_not_count(register_records):
     shuffled = [_output((FAR, 0.9, 0), (LEFT, 0.8, 1)), _output((AROUND, 0.3, 0)), CAPTION_ALONE]
-    assert set(_results(register(), shuffled).values()) == {0}
+    assert set(_results(register_records(RECORDS), shuffled).values()) == {0}
 
 
-def test_nothing_found_is_no_recall(register):
-    assert set(_results(register(), [_output(), _output(), CAPTION_ALONE]).values()) == {0}
+def test_nothing_found_is_no_recall(register_records):
+    assert set(_results(register_records(RECORDS), [_output(), _output(), CAPTION_ALONE]).values()) == {0}
 
 
-def test_the_score_orders_the_boxes_of_a_phrase(register):
+def test_the_score_orders_the_boxes_of_a_phrase(register_records):
     """ "two rings": right at the third place; "a table": at the sixth; "a star": never."""
     wrong = [(FAR, 0.9 - 0.01 * i) for i in range(10)]
     found = [
@@ -101,7 +85,7 @@ def test_the_score_orders_the_boxes_of_a_phrase(register):
         *((box, score, 1) for box, score in wrong[:5]),
     ]
     outputs = [_output(*found), _output((LEFT, 0.9, 0)), CAPTION_ALONE]
-    results = _overall(_results(register(), outputs, ranks=(10, 1, 5)))
+    results = _overall(_results(register_records(RECORDS), outputs, ranks=(10, 1, 5)))
     assert results["R@1"] == 0
     assert results["R@5"] == pytest.approx(100 / 3) and results["R@10"] == pytest.approx(200 / 3)
     assert results["merged_R@5"] == 0 and results["merged_R@10"] == pytest.approx(100 / 3)
@@ -116,30 +100,30 @@ def test_the_score_orders_the_boxes_of_a_phrase(register):
         ([0.0, 0, 25, 10], 0, 1),
     ],
 )
-def test_protocols_differ_where_a_phrase_has_several_boxes(register, box, hit_any, hit_merged):
+def test_protocols_differ_where_a_phrase_has_several_boxes(register_records, box, hit_any, hit_merged):
     records = [{**RECORDS[0], "phrases": [[(0, 9)]], "annotations": RECORDS[0]["annotations"][:2]}]
-    results = _results(register(records), [_output((box, 0.9, 0))], records, ranks=(1,))
+    results = _results(register_records(records), [_output((box, 0.9, 0))], records, ranks=(1,))
     assert _overall(results) == {"R@1": 100 * hit_any, "merged_R@1": 100 * hit_merged}
 
 
-def test_the_threshold_counts(register):
+def test_the_threshold_counts(register_records):
     records = RECORDS[1:2]
     near = [_output(([60.0, 60, 70, 68], 0.9, 0))]  # IoU 0.8
-    name = register(records)
+    name = register_records(records)
     assert _results(name, near, records)["R@1"] == 100
     assert _results(name, near, records, iou_threshold=0.9)["R@1"] == 0
     assert "IoU >= 0.9" in PhraseGroundingEvaluator(name, iou_threshold=0.9).protocol()["match"]
 
 
-def test_captions_without_an_output_are_missed(register, caplog):
-    results = _results(register(), TRUTH[:1], RECORDS[:1])
+def test_captions_without_an_output_are_missed(register_records, caplog):
+    results = _results(register_records(RECORDS), TRUTH[:1], RECORDS[:1])
     assert results["R@1"] == pytest.approx(200 / 3) and "1 of 2 captions have no output" in caplog.text
 
 
-def test_records_that_cannot_be_counted_are_refused(register):
+def test_records_that_cannot_be_counted_are_refused(register_records):
     with pytest.raises(ValueError, match="the id 2 of .* is another caption's too"):
-        PhraseGroundingEvaluator(register([RECORDS[1]] * 2))
+        PhraseGroundingEvaluator(register_records([RECORDS[1]] * 2))
     with pytest.raises(ValueError, match="no phrase with a box"):
-        PhraseGroundingEvaluator(register(RECORDS[2:]))
+        PhraseGroundingEvaluator(register_records(RECORDS[2:]))
     with pytest.raises(ValueError, match=r"ranks \(0,\)"):
-        PhraseGroundingEvaluator(register(), ranks=(0,))
+        PhraseGroundingEvaluator(register_records(RECORDS), ranks=(0,))
