@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def build_step(cfg: CfgNode, batch: list[dict[str, Any]]) -> Step:
     build_adapters(cfg, model)
     optimizer = build_optimizer(cfg, model)
     average = build_average(cfg, model)
-    trainer = TrainStep(model, _Endless(batch), optimizer, cfg)
+    trainer = TrainStep(model, itertools.repeat(batch), optimizer, cfg)
     trainer.iter = 0
 
     def step() -> None:
@@ -93,19 +94,6 @@ def build_step(cfg: CfgNode, batch: list[dict[str, Any]]) -> Step:
             average.update()
 
     return step
-
-
-class _Endless:
-    """One batch again and again."""
-
-    def __init__(self, batch: list[dict[str, Any]]) -> None:
-        self._batch = batch
-
-    def __iter__(self) -> _Endless:
-        return self
-
-    def __next__(self) -> list[dict[str, Any]]:
-        return self._batch
 
 
 def changed(cfg: CfgNode, options: Sequence[Any]) -> CfgNode:
