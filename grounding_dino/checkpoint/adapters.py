@@ -10,8 +10,7 @@ import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from grounding_dino.checkpoint.files import CheckpointError, read_checkpoint_file
@@ -144,12 +143,10 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
     return config, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-def merge_adapter(
-    model: nn.Module, path: str | os.PathLike[str], rest: Mapping[str, Any] = MappingProxyType({})
-) -> list[str]:
+def merge_adapter(model: nn.Module, path: str | os.PathLike[str], rest: Collection[str] = ()) -> list[str]:
     """Add the adapters of a file to the weights of `model`, in place; the names of the layers changed.
 
-    Parameters that were trained in full replace the model's. `rest` is what else the checkpoint of the weights held: a
+    Parameters that were trained in full replace the model's. `rest` names what else the checkpoint of the weights held: a
     warning is logged where it comes from a training of adapters, which its weights have in them.
 
     Raises:
