@@ -146,8 +146,11 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
 def merge_adapter(model: nn.Module, path: str | os.PathLike[str], rest: Collection[str] = ()) -> list[str]:
     """Add the adapters of a file to the weights of `model`, in place; the names of the layers changed.
 
-    Parameters that were trained in full replace the model's. `rest` names what else the checkpoint of the weights held: a
-    warning is logged where it comes from a training of adapters, which its weights have in them.
+    Parameters that were trained in full replace the model's.
+
+    Args:
+        rest: names of what else the checkpoint of the weights held. A warning is logged where it comes from a training
+            of adapters, which its weights have in them.
 
     Raises:
         CheckpointError: the adapter cannot be read, or belongs to another model, which is unchanged then.
