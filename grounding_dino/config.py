@@ -31,6 +31,10 @@ def _add_model(cfg: CN) -> None:
     # Pad pictures to the batch's largest before the backbone also at inference, as the authors do; then a
     # picture's result depends on its batch. Training always pads first.
     cfg.MODEL.PAD_BEFORE_BACKBONE_ON = False
+    # A picture is padded to a multiple of this many pixels before the backbone (0: not at all), and whether such
+    # padding is masked. False: it counts as picture and boxes are relative to the padded size, as in Mask DINO.
+    cfg.MODEL.SIZE_DIVISIBILITY = 0
+    cfg.MODEL.PADDING_MASK_ON = True
     cfg.MODEL.WEIGHTS_IGNORE = []  # regular expressions of checkpoint keys (in our names) not to load
     cfg.MODEL.WARM_START_ON = False  # load what fits from MODEL.WEIGHTS and list the rest, instead of an error
     # Where the weights of this config are published, and what they score; informative only.
@@ -89,6 +93,7 @@ def _add_pixel_decoder(cfg: CN) -> None:
     cfg.MODEL.PIXEL_DECODER.NAME = "DeformableEncoder"
     cfg.MODEL.PIXEL_DECODER.IN_FEATURES = ["stage2", "stage3", "stage4"]  # finest first
     cfg.MODEL.PIXEL_DECODER.NUM_FEATURE_LEVELS = 4  # levels beyond IN_FEATURES: stride-2 convolutions
+    cfg.MODEL.PIXEL_DECODER.PROJECTION_BIAS_ON = True  # of the convolutions from backbone maps to levels
     cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 6
     cfg.MODEL.PIXEL_DECODER.NUM_HEADS = 8
     cfg.MODEL.PIXEL_DECODER.NUM_POINTS = 4
@@ -111,6 +116,14 @@ def _add_pixel_decoder(cfg: CN) -> None:
 def _add_transformer_decoder(cfg: CN) -> None:
     cfg.MODEL.QUERY_SELECTION = CN()
     cfg.MODEL.QUERY_SELECTION.NUM_QUERIES = 900
+    cfg.MODEL.QUERY_SELECTION.NAME = "TopTokens"  # or "LearnedQueries": learned content and boxes, no encoder loss
+    cfg.MODEL.QUERY_SELECTION.CONTENT = "learned"  # of a query: or "selected", its image token (Mask DINO)
+    cfg.MODEL.QUERY_SELECTION.SHARED_HEADS_ON = False  # rank and propose with the decoder's heads (Mask DINO)
+    # The level whose proposals have the side 0.05, which doubles from level to level: "finest" or "coarsest".
+    cfg.MODEL.QUERY_SELECTION.SMALLEST_PROPOSALS = "finest"
+    # The decoder's first boxes: "no" takes the selected ones; "mask2box" and "bitmask" those around the queries' masks
+    # (without and with the last pixel's own width).
+    cfg.MODEL.QUERY_SELECTION.BOX_INIT = "no"
 
     cfg.MODEL.TRANSFORMER_DECODER = CN()
     cfg.MODEL.TRANSFORMER_DECODER.NAME = "DINODecoder"
@@ -122,14 +135,25 @@ def _add_transformer_decoder(cfg: CN) -> None:
     cfg.MODEL.TRANSFORMER_DECODER.SHARED_BOX_HEAD_ON = True  # one for all layers (authors), or one each (mmdet)
     cfg.MODEL.TRANSFORMER_DECODER.REFERENCE_EPS = 1e-3  # of the inverse sigmoid that refines references
     cfg.MODEL.TRANSFORMER_DECODER.BOX_EPS = 1e-3  # of the inverse sigmoid behind predicted boxes
+    cfg.MODEL.TRANSFORMER_DECODER.INITIAL_PREDICTION_ON = False  # predictions from the queries, before layer 1, too
+    cfg.MODEL.TRANSFORMER_DECODER.NORM_BEFORE_HEADS_ON = False  # once more, before class and mask heads (Mask DINO)
     cfg.MODEL.TRANSFORMER_DECODER.ACTIVATION_CHECKPOINTING_ON = False
 
     cfg.MODEL.CLASS_HEAD = CN()
-    cfg.MODEL.CLASS_HEAD.NAME = "TokenContrast"
+    cfg.MODEL.CLASS_HEAD.NAME = "TokenContrast"  # against text tokens; or "Linear": a fixed list of classes
+    cfg.MODEL.CLASS_HEAD.SHARED_ON = False  # one for all layers, or one each
+    cfg.MODEL.CLASS_HEAD.NUM_CLASSES = 0  # columns of "Linear"; 0: as many as the first of DATASETS.TRAIN has
+    # The column of each class of the data set, where they are not in its order: DINO's columns are COCO's category ids.
+    cfg.MODEL.CLASS_HEAD.CATEGORY_IDS = []
     # Of the dot product query . token: "none" (Grounding DINO), "sqrt_dim" (1/sqrt(C), MM-Grounding-DINO),
     # "learned" (exp of one parameter a layer, from 0).
     cfg.MODEL.CLASS_HEAD.SCALE = "none"
     cfg.MODEL.CLASS_HEAD.BIAS_ON = False  # one learned bias a layer, from -log(99)
+
+
+    cfg.MODEL.MASK_HEAD = CN()  # built where MODEL.MASK_ON is True
+    cfg.MODEL.MASK_HEAD.IN_FEATURE = "res2"  # the backbone's map of stride 4
+    cfg.MODEL.MASK_HEAD.EMBED_DIM = 256  # channels of mask features
 
 
 def _add_training(cfg: CN) -> None:
@@ -137,14 +161,20 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.DENOISING.ENABLED_ON = True
     cfg.MODEL.DENOISING.NUM_QUERIES = 100  # per half; groups = max(1, this // largest target count)
     cfg.MODEL.DENOISING.MAX_QUERIES = 2000  # upper bound on denoising queries, for dense pictures
+    cfg.MODEL.DENOISING.NUM_GROUPS = 0  # a fixed number of groups instead
+    cfg.MODEL.DENOISING.MIN_GROUPS = 1  # 0: no denoising where there are more targets than NUM_QUERIES (Mask DINO)
+    cfg.MODEL.DENOISING.CONTRASTIVE_ON = True  # a negative half too (DINO); False: positives alone (Mask DINO)
     cfg.MODEL.DENOISING.LABEL_NOISE_RATIO = 0.5
     cfg.MODEL.DENOISING.BOX_NOISE_SCALE = 1.0
+    cfg.MODEL.DENOISING.BOX_NOISE = "corners"  # what moves (DINO); or "centre_and_size" (Mask DINO)
     cfg.MODEL.DENOISING.NUM_LABELS = 256  # rows of the label embedding
 
     cfg.MODEL.MATCHER = CN()
     cfg.MODEL.MATCHER.CLASS_WEIGHT = 2.0
     cfg.MODEL.MATCHER.L1_WEIGHT = 5.0
     cfg.MODEL.MATCHER.GIOU_WEIGHT = 2.0
+    cfg.MODEL.MATCHER.MASK_WEIGHT = 5.0
+    cfg.MODEL.MATCHER.DICE_WEIGHT = 5.0
 
     cfg.MODEL.LOSS = CN()
     cfg.MODEL.LOSS.CLASS_WEIGHT = 1.0
@@ -152,6 +182,14 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.LOSS.GIOU_WEIGHT = 2.0
     cfg.MODEL.LOSS.FOCAL_ALPHA = 0.25
     cfg.MODEL.LOSS.FOCAL_GAMMA = 2.0
+    cfg.MODEL.LOSS.CLASS = "focal"  # or "cross_entropy", with one more column for "no object"
+    cfg.MODEL.LOSS.NO_OBJECT_WEIGHT = 0.1  # of queries without a target in the cross-entropy
+    cfg.MODEL.LOSS.MASK_WEIGHT = 5.0
+    cfg.MODEL.LOSS.DICE_WEIGHT = 5.0
+    cfg.MODEL.LOSS.BOXES_OF_STUFF_ON = True  # False: only things have box losses and box costs (panoptic)
+    cfg.MODEL.LOSS.NUM_POINTS = 12544  # places at which masks are compared, in losses and matching
+    cfg.MODEL.LOSS.OVERSAMPLE_RATIO = 3.0  # candidates for each place of the losses
+    cfg.MODEL.LOSS.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of the places that are the most uncertain candidates
 
 
 def _add_input(cfg: CN) -> None:
@@ -170,6 +208,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.LARGE_SCALE_JITTER.SIZE = 1024
     cfg.INPUT.LARGE_SCALE_JITTER.MIN_SCALE = 0.1
     cfg.INPUT.LARGE_SCALE_JITTER.MAX_SCALE = 2.0
+    cfg.INPUT.COLOR_AUG_SSD_ON = False  # SSD's changes of brightness, contrast, saturation and hue
+    cfg.INPUT.SIZE_DIVISIBILITY = -1  # semantic training pictures are padded to this square; -1: not
     cfg.INPUT.COLOR_JITTER = CN()
     cfg.INPUT.COLOR_JITTER.PROBABILITY = 0.0  # share of training pictures whose colours are changed
     cfg.INPUT.COLOR_JITTER.STRENGTH = 0.4  # brightness, contrast and saturation times 1 - this ... 1 + this
@@ -239,6 +279,14 @@ def _add_fine_tuning(cfg: CN) -> None:
 
 def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = 300  # best (query, category) pairs; of every prompt, and of a picture's together
+    cfg.TEST.INSTANCE_ON = True  # what a model with masks gives: Instances,
+    cfg.TEST.PANOPTIC_ON = False  # panoptic_seg,
+    cfg.TEST.SEMANTIC_ON = False  # sem_seg
+    cfg.TEST.OBJECT_MASK_THRESHOLD = 0.25  # panoptic: score from which a query counts
+    cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: share of its mask that a segment must win
+    cfg.TEST.CLASS_TEMPERATURE = 0.06  # softmax over sigmoid scores in panoptic and semantic results; 0: none
+    cfg.TEST.MASK_SCORE_ON = True  # instance scores times the mean probability inside the mask
+    cfg.TEST.MASK_FORMAT = "bitmask"  # of Instances: pred_masks; or "rle": pred_masks_rle, encoded in chunks
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
     cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture and category that COCO's AP counts (COCO: 100)

@@ -63,6 +63,8 @@ class FeaturePyramid:
     maps: list[Tensor]  # L x (B, C, h, w)
     padding_masks: list[Tensor]  # L x (B, h, w) bool, True on padding
     has_padding: bool = True  # False: the host knows that no mask has a True, without waiting for the device
+    mask_map: Tensor | None = None  # (B, C, H/4, W/4): the finest backbone map, projected for mask features
+    mask_map_sizes: tuple[tuple[int, int], ...] = ()  # (h, w) of each picture's own part of it
 
     def select(self, pictures: list[int]) -> FeaturePyramid:
         """The pyramid of some of the batch's pictures (repeats allowed), in that order."""
