@@ -63,6 +63,7 @@ def _add_backbones(cfg: CN) -> None:
     cfg.MODEL.TIMM.OUT_STRIDES = [8, 16, 32]
     cfg.MODEL.TIMM.PRETRAINED_ON = False  # fetch timm's weights when a training starts; needs a network
     cfg.MODEL.TIMM.OPTIONS = CN(new_allowed=True)  # further keyword arguments of timm.create_model
+    cfg.MODEL.TIMM.OUT_NORMS_ON = False  # a LayerNorm over the channels of each output map, as DINO's ConvNeXt has
     cfg.MODEL.TIMM.ACTIVATION_CHECKPOINTING_ON = False
 
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
@@ -287,6 +288,7 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.CLASS_TEMPERATURE = 0.06  # softmax over sigmoid scores in panoptic and semantic results; 0: none
     cfg.TEST.MASK_SCORE_ON = True  # instance scores times the mean probability inside the mask
     cfg.TEST.MASK_FORMAT = "bitmask"  # of Instances: pred_masks; or "rle": pred_masks_rle, encoded in chunks
+    cfg.TEST.PANOPTIC_FILES_ON = False  # write panoptic results in COCO's format (json and PNGs) below OUTPUT_DIR
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
     cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture and category that COCO's AP counts (COCO: 100)

@@ -98,6 +98,29 @@ def swin_huggingface(prefix: str) -> list[Rule]:
     return rules
 
 
+def convnext_official(prefix: str, coarser_outputs: bool = True) -> list[Rule]:
+    """ConvNeXt as its authors name it, and so DINO's; ours is timm's with a norm for each output (TimmBackbone).
+
+    DINO's files hold output norms of all four stages. `coarser_outputs`: the first is not an output, its norm is kept.
+    """
+    ours, theirs = "backbone.model.stages_{i}.", f"{prefix}stages.{{i}}.{{j}}."
+    words = {
+        "conv_dw.{p}": "dwconv.{p}",
+        "norm.{p}": "norm.{p}",
+        "mlp.fc1.{p}": "pwconv1.{p}",
+        "mlp.fc2.{p}": "pwconv2.{p}",
+        "gamma": "gamma",
+    }
+    unused = Rule("carried.official.convnext_norm0.{p}", f"{prefix}norm0.{{p}}", carried=True)
+    return [
+        *(Rule(f"backbone.model.stem_{j}.{{p}}", f"{prefix}downsample_layers.0.{j}.{{p}}") for j in (0, 1)),
+        Rule(f"{ours}downsample.{{j}}.{{p}}", f"{prefix}downsample_layers.{{i}}.{{j}}.{{p}}"),
+        *(Rule(f"{ours}blocks.{{j}}.{a}", f"{theirs}{b}") for a, b in words.items()),
+        *([unused] if coarser_outputs else []),
+        *(Rule(f"backbone.norms.s{4 << k}.{{p}}", f"{prefix}norm{k}.{{p}}") for k in range(4)),
+    ]
+
+
 def resnet(prefix: str) -> list[Rule]:
     """ResNet as torchvision names it, and so mmdet and the authors; ours are Detectron2's names."""
     rules = [Rule("backbone.stem.conv1.weight", f"{prefix}conv1.weight"), *_batch_norm("stem.conv1", f"{prefix}bn1")]

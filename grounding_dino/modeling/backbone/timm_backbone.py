@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ class TimmBackbone(Backbone):
     Pictures are zero-padded to a multiple of the largest stride, and each map is cut to the picture's size divided
     by its stride, rounded up: some models refuse other sizes, and others round down at every stage, so that a map
     would end before the picture does and all positions on it would be off.
+
+    Detectors on ConvNeXt normalise each output map over its channels, which timm's `features_only` does not:
+    `out_norms` adds these LayerNorms (eps 1e-6, ConvNeXt's) as `norms.s8` and so on.
     """
 
     @configurable
@@ -33,6 +36,7 @@ class TimmBackbone(Backbone):
         name: str,
         out_strides: Sequence[int],
         options: Mapping[str, Any] | None = None,
+        out_norms: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
         """Create timm's model `name` with further `options`, and random weights.
@@ -64,6 +68,8 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = dict(zip(self._out_features, out_strides))
         self._out_feature_channels = dict(zip(self._out_features, model.feature_info.channels()))
         self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # EfficientNets do not say
+        named = self._out_feature_channels.items() if out_norms else ()
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(channels, eps=1e-6) for name, channels in named})
         if activation_checkpointing:
             checkpoint_blocks(model)
 
@@ -75,6 +81,7 @@ class TimmBackbone(Backbone):
             "name": timm_cfg.NAME,
             "out_strides": timm_cfg.OUT_STRIDES,
             "options": {key.lower(): value for key, value in timm_cfg.OPTIONS.items()},
+            "out_norms": timm_cfg.OUT_NORMS_ON,
             "activation_checkpointing": timm_cfg.ACTIVATION_CHECKPOINTING_ON,
         }
 
@@ -115,10 +122,16 @@ class TimmBackbone(Backbone):
             ) from error
         if self._channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return {
+        outputs = {
             name: x[..., : -(-height // stride), : -(-width // stride)]
             for (name, stride), x in zip(self._out_feature_strides.items(), maps)
         }
+        return {name: self._normalised(name, x) for name, x in outputs.items()}
+
+    def _normalised(self, name: str, feature: Tensor) -> Tensor:
+        if name not in self.norms:
+            return feature
+        return self.norms[name](feature.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each output."""

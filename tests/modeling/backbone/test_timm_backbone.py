@@ -50,6 +50,24 @@ def test_equals_timm() -> None:
         assert torch.equal(ours, theirs)
 
 
+@torch.no_grad()
+def test_output_norms() -> None:
+    """Each map is normalised over its channels, at every place alone."""
+    torch.manual_seed(0)
+    options = {"name": "convnext_atto", "out_strides": [8, 32], "options": FAMILIES["convnext_atto"]}
+    backbone = TimmBackbone(**options, out_norms=True).eval()
+    plain = TimmBackbone(**options).eval()
+    plain.model.load_state_dict(backbone.model.state_dict())
+    norms = {name: shape for name, shape in backbone.state_dict().items() if not name.startswith("model.")}
+    assert set(norms) == {f"norms.{output}.{leaf}" for output in ("s8", "s32") for leaf in ("weight", "bias")}
+    backbone.norms["s8"].weight.mul_(3.0)
+    images = torch.randn(1, 3, 50, 71)
+    for name, feature in backbone(images).items():
+        raw = plain(images)[name]
+        deviation = (raw - raw.mean(1, keepdim=True)) / (raw.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+        torch.testing.assert_close(feature, deviation * (3.0 if name == "s8" else 1.0), atol=1e-5, rtol=1e-5)
+
+
 def test_from_config(tiny_cfg) -> None:
     tiny_cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
     tiny_cfg.MODEL.TIMM.OUT_STRIDES = [8, 32]
