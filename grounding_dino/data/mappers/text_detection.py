@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from typing import Any
 
 from grounding_dino.data.augmentation import build_training_augmentations
 from grounding_dino.data.mappers.build import MAPPER_REGISTRY
-from grounding_dino.data.mappers.own_text import caption_as_seen, flat, mirrored_words, phrases_of, referred
-from grounding_dino.data.mappers.reading import read_pixels
+from grounding_dino.data.mappers.ground_truth import annotated_instances
+from grounding_dino.data.mappers.own_text import caption_as_seen, mirrored_words, phrases_of, referred
+from grounding_dino.data.mappers.reading import PictureReader, image_tensor, transformed
 from grounding_dino.data.text_sampling import TextSampler
 from grounding_dino.data.text_settings import (
     TextSettings,
@@ -22,7 +22,6 @@ from grounding_dino.data.text_settings import (
 )
 from grounding_dino.text.prompt import normalised_name
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
@@ -34,8 +33,6 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-
-_PASSED_ON = ("file_name", "image_id", "height", "width", "dataset_name", "expression_ids")
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class TextDetectionMapper:
         sampler: draws training prompts; not needed in testing.
         class_names: data set name -> its class names; others are looked up in the metadata when needed.
         default_dataset: the data set of records that do not say theirs in `dataset_name`.
-        mask_format: "polygon" or "bitmask" for `gt_masks`; "" leaves masks out.
+        masks_on: `gt_masks` too, as `BitMasks`; objects without a segmentation are left out then.
         descriptions_per_prompt: referring expressions asked for at once in testing; 0 asks for all of a picture.
         by_dataset: data set name -> what happens to its records instead.
     """
@@ -93,7 +90,7 @@ class TextDetectionMapper:
         sampler: TextSampler | None = None,
         class_names: dict[str, list[str]] | None = None,
         default_dataset: str = "",
-        mask_format: str = "",
+        masks_on: bool = False,
         descriptions_per_prompt: int = 0,
         by_dataset: Mapping[str, Treatment] | None = None,
     ) -> None:
@@ -103,12 +100,11 @@ class TextDetectionMapper:
             raise ValueError("a mapper for training needs a sampler that draws prompts")
         self.is_train = is_train
         self.default_treatment = default
-        self.image_format = image_format
+        self.reader = PictureReader(image_format, is_train)
         self.class_names = dict(class_names or {})
         self.default_dataset = default_dataset
-        self.mask_format = mask_format
+        self.masks_on = masks_on
         self.descriptions_per_prompt = descriptions_per_prompt
-        self.num_unreadable = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -134,26 +130,23 @@ class TextDetectionMapper:
             "sampler": default.sampler,
             "class_names": class_names,
             "default_dataset": names[0] if len(names) == 1 else "",
-            "mask_format": cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+            "masks_on": cfg.MODEL.MASK_ON,
             "descriptions_per_prompt": cfg.TEST.DESCRIPTIONS_PER_PROMPT,
             "by_dataset": treatments,
         }
 
     def __call__(self, record: Record) -> Record | None:
-        sample = {key: record[key] for key in _PASSED_ON if key in record}
-        image = self._read(record, sample)
+        sample, image = self.reader.read(record)
         if image is None:
             return None
         own_text = "caption" in record or "categories" in record
-        pixels = T.AugInput(image)
         treatment = self._treatment_of(record)
         augmentations = treatment.text_augmentations if own_text else treatment.augmentations
-        transforms = T.AugmentationList(list(augmentations))(pixels)
-        image = pixels.image
-        sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels, transforms = transformed(image, T.AugmentationList(list(augmentations)))
+        sample["image"] = image_tensor(pixels.image)
         if not self.is_train:
             return {**sample, **self._whole_text(record)}
-        instances = self._instances(record, transforms, image.shape[:2])
+        instances = annotated_instances({**record, **sample}, transforms, pixels.image.shape[:2], self.masks_on)
         if "caption" in record:
             instances.remove("places")
             return {**sample, **caption_as_seen(record, transforms), "instances": instances}
@@ -188,41 +181,6 @@ class TextDetectionMapper:
         assert sampler is not None, "a mapper for training has one"
         return sampler
 
-    def _read(self, record: Record, sample: Record) -> np.ndarray | None:
-        try:
-            image = read_pixels(record, self.image_format)
-            if self.is_train:
-                utils.check_image_size(sample, image)
-            else:
-                self._trust_picture(image, sample)
-            return image
-        except Exception as error:  # decoders raise many types on broken files
-            self.num_unreadable += 1
-            logger.warning(
-                "unreadable picture %s (%s: %s); %s (number %d in this process)",
-                record["file_name"],
-                type(error).__name__,
-                error,
-                "another takes its place" if self.is_train else "it counts as a black one",
-                self.num_unreadable,
-            )
-            if self.is_train:
-                return None
-            height, width = record.get("height") or 256, record.get("width") or 256
-            sample.update(height=height, width=width)
-            return np.zeros((height, width, 3), dtype=np.uint8)
-
-    def _trust_picture(self, image: np.ndarray, sample: Record) -> None:
-        """In testing, detections are in pixels of the picture as it is, whatever size its record gives."""
-        said, found = (sample.get("height"), sample.get("width")), image.shape[:2]
-        if said != found and None not in said:
-            logger.warning(
-                "%s is %d x %d (h x w), but its record says %d x %d: if its boxes are not in its pixels, they "
-                "cannot be matched; correct the annotations",
-                *(sample.get("file_name"), *found, *said),
-            )
-        sample["height"], sample["width"] = found
-
     def _whole_text(self, record: Record) -> Record:
         if "caption" in record:
             return {key: record[key] for key in ("caption", "phrases") if key in record}
@@ -247,27 +205,6 @@ class TextDetectionMapper:
                 )
             self.class_names[dataset] = rename(names, self._treatment_of(record).prompt_names, dataset)
         return self.class_names[dataset]
-
-    def _instances(self, record: Record, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
-        """Ground truth after the transforms: crowds, vanished boxes and, with masks, objects without one left out."""
-        annotations = []
-        for place, annotation in enumerate(record.get("annotations", ())):
-            with_mask = "segmentation" in annotation
-            if annotation.get("iscrowd", 0) or (self.mask_format and not with_mask):
-                continue
-            # A copy: transforms write into the annotation, and records serve again in the next epoch.
-            wanted = {key: value for key, value in annotation.items() if self.mask_format or key != "segmentation"}
-            moved = utils.transform_instance_annotations(copy.deepcopy(wanted), transforms, size)
-            annotations.append({**moved, "place": place})
-        instances = utils.annotations_to_instances(annotations, size, mask_format=self.mask_format or "polygon")
-        instances.places = torch.tensor([item["place"] for item in annotations], dtype=torch.int64)
-        if (
-            self.mask_format
-            and instances.has("gt_masks")
-            and any(isinstance(t, T.CropTransform) for t in flat(transforms))
-        ):
-            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return utils.filter_empty_instances(instances)
 
     def _draw_names(self, record: Record, instances: Instances) -> tuple[list[str], list[int]]:
         """All names, and the indices of those that the prompt lists; `places` is taken off the instances."""

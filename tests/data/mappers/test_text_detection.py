@@ -223,7 +223,7 @@ def test_an_unreadable_picture_is_named_and_left_out_of_training(tmp_path, caplo
         path.write_bytes(content)
     mapper = _mapper()
     assert mapper(_record(str(path))) is None
-    assert mapper.num_unreadable == 1 and "broken.jpg" in caplog.text
+    assert mapper.reader.num_unreadable == 1 and "broken.jpg" in caplog.text
     black = _mapper(is_train=False)(_record(str(path)))
     assert black["image"].shape == (3, 40, 60) and black["image"].sum() == 0
 
@@ -237,7 +237,7 @@ def test_masks_come_along_where_the_config_wants_them(picture):
     record = _record(picture)
     record["annotations"][0]["segmentation"] = [[0.0, 0.0, 30.0, 0.0, 30.0, 20.0, 0.0, 20.0]]
     assert not _mapper()(record)["instances"].has("gt_masks")
-    instances = _mapper(mask_format="bitmask")(record)["instances"]
+    instances = _mapper(masks_on=True)(record)["instances"]
     assert len(instances) == 1  # the object without a mask is left out
     assert instances.gt_masks.tensor.sum() == pytest.approx(600, rel=0.02)
 
