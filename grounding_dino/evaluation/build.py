@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from grounding_dino.evaluation.gathering import description_prompt
 from grounding_dino.evaluation.grefexp import GeneralizedRefExpEvaluator
 from grounding_dino.evaluation.lvis_ap import FREQUENCIES
 from grounding_dino.evaluation.lvis_evaluator import LVISEvaluator
+from grounding_dino.evaluation.panoptic_evaluator import PanopticEvaluator
+from grounding_dino.evaluation.panoptic_quality import MEASURES
 from grounding_dino.evaluation.phrase_grounding import PhraseGroundingEvaluator
 from grounding_dino.evaluation.precision import METRICS
 from grounding_dino.evaluation.refexp import RefExpEvaluator
@@ -19,6 +22,8 @@ from grounding_dino.evaluation.report import ReportedEvaluator
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+
+logger = logging.getLogger(__name__)
 
 
 def _coco_tasks(cfg: CfgNode) -> tuple[str, ...]:
@@ -51,6 +56,14 @@ def _d3(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     return DescribedObjectsEvaluator(name, cfg.TEST.MAX_DETECTIONS, output_dir=folder, prompt=prompt)
 
 
+def _panoptic(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    settings = (
+        f"of queries with a score from {cfg.TEST.OBJECT_MASK_THRESHOLD} (TEST.OBJECT_MASK_THRESHOLD) that keep "
+        f"{cfg.TEST.OVERLAP_THRESHOLD:.0%} of their mask (TEST.OVERLAP_THRESHOLD)"
+    )
+    return PanopticEvaluator(name, folder, cfg.TEST.PANOPTIC_FILES_ON, settings=settings)
+
+
 # What a data set's metadata may name in `evaluator_type`, alone or in a list: (cfg, data set, folder) -> evaluator.
 EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "coco": _coco,
@@ -59,8 +72,12 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "grefexp": _grefexp,
     "flickr30k": _flickr30k,
     "d3": _d3,
+    "coco_panoptic_seg": _panoptic,
 }
 
+# The part of a model's output that an evaluator needs, with the key that a model with masks gives it by.
+_INSTANCES = ("instances", "TEST.INSTANCE_ON")
+_OUTPUTS = {"coco_panoptic_seg": ("panoptic_seg", "TEST.PANOPTIC_ON")}
 
 _RANKS = ("1", "5", "10")
 _LVIS_METRICS = (*METRICS, *(f"AP{letter}" for letter in FREQUENCIES))
@@ -72,6 +89,9 @@ TASKS: dict[str, Callable[[CfgNode], dict[str, Sequence[str]]]] = {
     "grefexp": lambda cfg: {"grefexp": ["P@(F1=1)", "N_acc", "T_acc"]},
     "flickr30k": lambda cfg: {"flickr30k": [f"{prefix}R@{rank}" for prefix in ("", "merged_") for rank in _RANKS]},
     "d3": lambda cfg: {"d3": [*METRICS, *(f"AP_{part}" for part in ("presence", "absence", *LENGTHS))]},
+    "coco_panoptic_seg": lambda cfg: {
+        "panoptic_seg": [f"{measure}{part}" for part in ("", "_th", "_st") for measure in MEASURES]
+    },
 }
 
 
@@ -80,7 +100,7 @@ def metric_names(cfg: CfgNode, dataset_name: str) -> list[str] | None:
 
     None where one of them is not of this project, so that it is not known.
     """
-    kinds = evaluator_kinds(dataset_name)
+    kinds = kinds_of_run(cfg, dataset_name)
     if not set(kinds) <= set(TASKS):
         return None
     return [f"{task}/{metric}" for kind in kinds for task, metrics in TASKS[kind](cfg).items() for metric in metrics]
@@ -90,11 +110,41 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> ReportedEvaluator:
     """What the data set's `evaluator_type` asks for ("coco" where it says nothing), with protocol and json.
 
     Raises:
-        ValueError: an unknown type.
+        ValueError: as :func:`kinds_of_run`.
     """
     folder = f"{cfg.OUTPUT_DIR}/inference/{dataset_name}"
-    evaluators = {kind: EVALUATORS[kind](cfg, dataset_name, folder) for kind in evaluator_kinds(dataset_name)}
+    evaluators = {kind: EVALUATORS[kind](cfg, dataset_name, folder) for kind in kinds_of_run(cfg, dataset_name)}
     return ReportedEvaluator(cfg, dataset_name, evaluators, folder)
+
+
+def kinds_of_run(cfg: CfgNode, dataset_name: str) -> list[str]:
+    """The kinds that a data set asks for and the model of `cfg` gives results for, as TEST.*_ON say.
+
+    The first kind is what a data set is for, and has to be among them; further ones are left out, said in the log.
+
+    Raises:
+        ValueError: the model does not give what the first kind needs, or as :func:`evaluator_kinds`.
+    """
+    kinds = evaluator_kinds(dataset_name)
+    lacking = {kind: key for kind in kinds if (key := _missing_key(cfg, kind))}
+    if kinds[0] in lacking:
+        output, key = _OUTPUTS.get(kinds[0], _INSTANCES)
+        raise ValueError(
+            f"the evaluator {kinds[0]!r} of {dataset_name!r} needs {output!r}, which the model does not give while "
+            f"{lacking[kinds[0]]} is False; evaluate a model that is trained for it (MODEL.MASK_ON True) with {key} "
+            "True, or another data set"
+        )
+    for kind, key in lacking.items():
+        logger.info("%s is not evaluated by %r, since %s is False", dataset_name, kind, key)
+    return [kind for kind in kinds if kind not in lacking]
+
+
+def _missing_key(cfg: CfgNode, kind: str) -> str:
+    """The key that would have to be True for the model to give what an evaluator needs; "" where it does."""
+    if not cfg.MODEL.MASK_ON:  # such models give Instances whatever TEST says, and nothing else
+        return "MODEL.MASK_ON" if kind in _OUTPUTS else ""
+    _, key = _OUTPUTS.get(kind, _INSTANCES)
+    return "" if cfg.TEST[key.removeprefix("TEST.")] else key
 
 
 def evaluator_kinds(dataset_name: str) -> list[str]:
