@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,23 +44,27 @@ def config_folders() -> list[Path]:
     return [folder for folder in folders if (folder / "Base-GroundingDINO.yaml").is_file()]
 
 
-def _config_files() -> Iterator[Path]:
-    for folder in config_folders():
-        yield from sorted(folder.rglob("*.yaml"))
+def _config_names() -> set[tuple[str, ...]]:
+    """All models as ("mask_dino", "coco", "r50_instance"): folders below `configs/`, and the file without its ending."""
+    files = (file.relative_to(folder) for folder in config_folders() for file in folder.rglob("*.yaml"))
+    return {file.with_suffix("").parts for file in files if not file.stem.startswith("Base-")}
 
 
 def list_configs() -> list[str]:
-    """The short names of all models that can be named without a path."""
-    return sorted({file.stem for file in _config_files() if not file.stem.startswith("Base-")})
+    """The short names of all models: the file's, with as many of its folders as tell it from the others."""
+    names = _config_names()
+    endings = Counter(name[start:] for name in names for start in range(len(name)))
+    alone = ([name[start:] for start in range(len(name)) if endings[name[start:]] == 1] or [name] for name in names)
+    return sorted("/".join(choices[-1]) for choices in alone)
 
 
 def get_config_file(name: str | Path) -> str:
     """The file of a configuration.
 
     Args:
-        name: a path to a .yaml file; a short name ("swin_t_ogc"); a path inside `configs/`
-            ("grounding_dino/swin_t_ogc.yaml"); or the path of one of the authors' .py configurations,
-            recognised by its file name and never executed.
+        name: a path to a .yaml file; a short name ("swin_t_ogc"), with a folder before it where several files share one
+            ("ade20k/r50_semantic"); a path inside `configs/` ("grounding_dino/swin_t_ogc.yaml"); or the path of one of
+            the authors' .py configurations, recognised by its file name and never executed.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what comes close.
@@ -193,9 +198,15 @@ def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = (
 
 def _is_start_of_recipe(cfg: CfgNode, config_name: str) -> bool:
     """Whether MODEL.WEIGHTS is what a released recipe begins with, not what came out of it."""
-    if not cfg.MODEL.RELEASE.URL or Path(config_name).stem not in list_configs():
+    if not cfg.MODEL.RELEASE.URL or not config_name:
         return False
-    return bool(load_cfg(config_name).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS)
+    try:
+        file = Path(get_config_file(config_name)).resolve()
+    except (FileNotFoundError, ValueError):
+        return False  # the name of nothing, or of several files
+    if not any(file.is_relative_to(folder) for folder in config_folders()):
+        return False
+    return bool(load_cfg(file).MODEL.WEIGHTS == cfg.MODEL.WEIGHTS)
 
 
 def resolve_device(device: str | None, fallback: bool = False) -> str:

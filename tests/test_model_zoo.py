@@ -5,6 +5,7 @@ from __future__ import annotations
 from grounding_dino.model_zoo import (
     AUTHORS_CONFIGS,
     build_model,
+    config_folders,
     find_weights,
     get_cfg,
     get_config_file,
@@ -29,6 +30,29 @@ def test_configurations_by_name(tmp_path):
         get_config_file("my_config.py")
     (tmp_path / "own.yaml").write_text(f"_BASE_: {path}\nINPUT:\n  MIN_SIZE_TEST: 77\n")
     assert load_cfg(tmp_path / "own.yaml").INPUT.MIN_SIZE_TEST == 77
+
+
+def test_a_short_name_is_one_configuration():
+    """Files of several folders may share a name, which is then given with its folder."""
+    names = list_configs()
+    assert {"ade20k/r50_semantic", "cityscapes/r50_semantic", "r50_instance"} <= {
+        *names
+    } and "r50_semantic" not in names
+    files = {get_config_file(name) for name in names}
+    every = {str(file) for file in config_folders()[0].rglob("*.yaml") if not file.name.startswith("Base-")}
+    assert files == every and len(names) == len(every)
+    assert load_cfg("dino/r50_4scale_12ep") == load_cfg("r50_4scale_12ep")
+    with pytest.raises(ValueError, match=r"mask_dino/ade20k/r50_semantic.yaml, mask_dino/cityscapes/r50_semantic.yaml"):
+        load_cfg("r50_semantic")
+    with pytest.raises(FileNotFoundError, match="ade20k/r50_semantic"):
+        load_cfg("r50_semantc")
+
+
+@pytest.mark.parametrize("name", ["ade20k/r50_semantic", "configs/mask_dino/cityscapes/r50_semantic.yaml"])
+def test_released_weights_of_names_with_folders(name):
+    cfg = load_cfg(name)
+    assert cfg.MODEL.RELEASE.URL and find_weights(cfg, name) == cfg.MODEL.RELEASE.URL
+    assert find_weights(load_cfg(name, ["MODEL.WEIGHTS", "own.pth"]), name) == "own.pth"
 
 
 def test_get_cfg_has_both_projects_keys():
