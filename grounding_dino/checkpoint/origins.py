@@ -15,6 +15,7 @@ from grounding_dino.checkpoint.tables import (
     grounding_dino_huggingface,
     grounding_dino_mmdet,
     grounding_dino_official,
+    mask_dino_official,
 )
 
 from torch import Tensor
@@ -30,24 +31,23 @@ class Format:
     model: str
     signature: tuple[str, ...]
     decoder_layer: str  # pattern whose group 1 numbers the decoder layers
-    table_of: Callable[[int, Iterable[str]], Table]  # (number of decoder layers, names of our or their state)
+    table_of: Callable[[int, Mapping[str, Tensor]], Table]  # (number of decoder layers, our or their state)
     state_key: str = ""  # where the origin's files hold the tensors; "" at the top
     prefix: str = ""  # of every name in the origin's files
 
 
-def _mmdet_table(num_layers: int, names: Iterable[str]) -> Table:
+def _mmdet_table(num_layers: int, tensors: Mapping[str, Tensor]) -> Table:
     """mmdet numbers the projections of backbone maps and of extra levels apart."""
-    names = list(names)
-    convolutions = _indices(names, r"neck\.convs\.(\d+)\.")
+    convolutions = _indices(tensors, r"neck\.convs\.(\d+)\.")
     if convolutions:
-        levels = len(convolutions) + len(_indices(names, r"neck\.extra_convs\.(\d+)\."))
+        levels = len(convolutions) + len(_indices(tensors, r"neck\.extra_convs\.(\d+)\."))
         found = grounding_dino_mmdet.table(num_layers, len(convolutions), levels)
-        trained_there = any(name.startswith("dn_query_generator.") for name in names)
+        trained_there = any(name.startswith("dn_query_generator.") for name in tensors)
         # mmdet's conversions of the authors' files have no denoising part
         return found if trained_there else dataclasses.replace(found, absent=(r"denoising\.",))
-    levels = len(_indices(names, r"input_projection\.(\d+)\."))
-    inputs = len(_indices(names, r"backbone\.norms\.stage(\d)\.")) or min(3, levels)  # a ResNet gives its last three
-    return grounding_dino_mmdet.table(num_layers, inputs, levels)
+    levels = len(_indices(tensors, r"input_projection\.(\d+)\."))
+    kernels = [tensors[name].shape[-1] for name in tensors if re.match(r"input_projection\.\d+\.0\.weight", name)]
+    return grounding_dino_mmdet.table(num_layers, kernels.count(1) if kernels else min(3, levels), levels)
 
 
 FORMATS = (
@@ -56,7 +56,7 @@ FORMATS = (
         "grounding_dino",
         (r"transformer\.encoder\.fusion_layers\.", r"bert\.", r"feat_map\."),
         r"transformer\.decoder\.layers\.(\d+)\.",
-        lambda num_layers, names: grounding_dino_official.table(num_layers),
+        lambda num_layers, _: grounding_dino_official.table(num_layers),
         state_key="model",
         prefix="module.",
     ),
@@ -65,7 +65,15 @@ FORMATS = (
         "dino",
         (r"transformer\.decoder\.layers\.", r"transformer\.enc_out_class_embed\.", r"label_enc\."),
         r"transformer\.decoder\.layers\.(\d+)\.",
-        lambda num_layers, names: dino_official.table(num_layers),
+        dino_official.table,
+        state_key="model",
+    ),
+    Format(
+        "official",
+        "mask_dino",
+        (r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.", r"sem_seg_head\.predictor\.decoder\.layers\."),
+        r"sem_seg_head\.predictor\.decoder\.layers\.(\d+)\.",
+        mask_dino_official.table,
         state_key="model",
     ),
     Format(
@@ -77,11 +85,19 @@ FORMATS = (
         state_key="state_dict",
     ),
     Format(
+        "mmdet",
+        "dino",
+        (r"encoder\.layers\.", r"decoder\.layers\.", r"memory_trans_fc\.", r"bbox_head\.cls_branches\.\d+\.weight"),
+        r"decoder\.layers\.(\d+)\.",
+        _mmdet_table,
+        state_key="state_dict",
+    ),
+    Format(
         "huggingface",
         "grounding_dino",
         (r"model\.encoder\.layers\.\d+\.fusion_layer\.", r"model\.text_backbone\.", r"model\.input_proj_vision\."),
         r"model\.decoder\.layers\.(\d+)\.",
-        lambda num_layers, names: grounding_dino_huggingface.table(num_layers),
+        lambda num_layers, _: grounding_dino_huggingface.table(num_layers),
     ),
 )
 _OUR_SIGNATURE = (r"transformer_decoder\.layers\.\d+\.", r"query_selection\.")
@@ -124,7 +140,7 @@ def translate_checkpoint(content: Mapping[str, Any], path: str) -> LoadedCheckpo
     if _has_all(tensors, _OUR_SIGNATURE):
         extras.update({k[len(EXTRAS_PREFIX) :]: v for k, v in tensors.items() if k.startswith(EXTRAS_PREFIX)})
         state = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS_PREFIX)}
-        return LoadedCheckpoint(path, OURS, "grounding_dino", state, extras, rest=rest)
+        return LoadedCheckpoint(path, OURS, model_of(state), state, extras, rest=rest)
     form = recognise(tensors, path)
     table = form.table_of(_count_layers(tensors, form.decoder_layer), tensors)
     try:
@@ -147,18 +163,31 @@ def recognise(names: Iterable[str], path: str = "the checkpoint") -> Format:
     known = sorted({form.origin for form in FORMATS} | {OURS})
     raise CheckpointError(
         f"{path} holds {len(names)} tensors of a model that is not known here ({', '.join(sorted(names)[:5])}, ...); "
-        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, and the authors' DINO. "
+        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, DINO from its authors and mmdet, and "
+        "the authors' Mask DINO. "
         "Weights of a backbone alone belong into MODEL.BACKBONE.WEIGHTS, of a text encoder alone into "
         "MODEL.TEXT_ENCODER.WEIGHTS"
     )
 
 
-def format_of(origin: str, model: str = "grounding_dino") -> Format:
-    """The format by name."""
+def model_of(state: Mapping[str, Tensor]) -> str:
+    """Which of the models that formats name a state in our names is."""
+    if any(name.startswith("text_encoder.") for name in state):
+        return "grounding_dino"
+    return "mask_dino" if any(name.startswith("transformer_decoder.mask_head.") for name in state) else "dino"
+
+
+def format_of(origin: str, model: str) -> Format:
+    """The format by name.
+
+    Raises:
+        CheckpointError: the origin has no such model, or is not known.
+    """
     for form in FORMATS:
         if (form.origin, form.model) == (origin, model):
             return form
-    raise CheckpointError(f"unknown format {origin!r} of {model}; choose from {[f.origin for f in FORMATS] + [OURS]}")
+    known = [form.origin for form in FORMATS if form.model == model]
+    raise CheckpointError(f"no format {origin!r} of {model} is known here; choose from {[*known, OURS]}")
 
 
 def table_for_writing(form: Format, state: Mapping[str, Tensor]) -> Table:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from grounding_dino.checkpoint.files import EXTRAS_PREFIX, CheckpointError
-from grounding_dino.checkpoint.origins import OURS, format_of, table_for_writing
+from grounding_dino.checkpoint.origins import OURS, format_of, model_of, table_for_writing
 from grounding_dino.checkpoint.rules import StateDict
 
 import safetensors.torch
@@ -98,7 +98,7 @@ def translate_for(
     """
     if origin == OURS:
         return dict(state), dict(extras)
-    form = format_of(origin)
+    form = format_of(origin, model_of(state))
     table = table_for_writing(form, state)
     translation = table.to_theirs({**state, **extras})
     aside = {name: {**state, **extras}[name] for name in translation.unknown}
@@ -106,7 +106,7 @@ def translate_for(
     if homeless:
         raise CheckpointError(
             f"{len(homeless)} parameters have no name in the {origin} format, among them {', '.join(homeless[:5])}; "
-            "that format knows Grounding DINO with the backbones it was published with"
+            f"that format knows {form.model} with the backbones it was published with"
         )
     return translation.state, aside
 
@@ -134,7 +134,7 @@ def save_checkpoint(
         return
     if not path.endswith((".pth", ".pt")):
         raise CheckpointError(f"the output {path} should end in .pth" + (" or .safetensors" if to == OURS else ""))
-    form = None if to == OURS else format_of(to)
+    form = None if to == OURS else format_of(to, model_of(state))
     prefix, key = (form.prefix, form.state_key) if form else ("", "model")
     content: dict[str, Any] = {key: {prefix + name: tensor for name, tensor in tensors.items()}}
     if aside:

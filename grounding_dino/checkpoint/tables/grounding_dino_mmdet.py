@@ -1,4 +1,4 @@
-"""Grounding DINO and MM-Grounding-DINO as mmdet names them (files with the key `state_dict`).
+"""Grounding DINO, MM-Grounding-DINO and DINO as mmdet names them (files with the key `state_dict`).
 
 mmdet keeps one box head and one class head a decoder layer, and numbers the encoder's after the last of them.
 """
@@ -61,7 +61,8 @@ def _heads(num_layers: int) -> Iterator[Rule]:
         for layer in range(3):  # the activations between them are counted too
             theirs = f"bbox_head.reg_branches.{number}.{2 * layer}.{{p}}"
             yield Rule(f"{boxes}layers.{layer}.{{p}}", theirs)
-        yield Rule(f"{classes}bias", f"bbox_head.cls_branches.{number}.bias")
+        for leaf in ("weight", "bias"):  # DINO's are linear; Grounding DINO has at most a bias
+            yield Rule(f"{classes}{leaf}", f"bbox_head.cls_branches.{number}.{leaf}")
         yield Rule(f"{classes}log_scale", f"bbox_head.cls_branches.{number}.log_scale", SCALAR_TO_VECTOR)
 
 

@@ -95,10 +95,13 @@ def _query_selection() -> list[Rule]:
     ]
 
 
-def shared_rules() -> list[Rule]:
-    """The parts that Grounding DINO has from DINO, under the same names, and those that it adds for text."""
+def shared_rules(backbone: list[Rule]) -> list[Rule]:
+    """The parts that Grounding DINO has from DINO, under the same names, and those that it adds for text.
+
+    `backbone`: the rules of backbones other than a ResNet.
+    """
     return [
-        *swin_official("backbone.0."),
+        *backbone,
         *resnet("backbone.0.body."),
         Rule("input_projection.{i}.{j}.{p}", "input_proj.{i}.{j}.{p}"),
         *bert("bert."),
@@ -113,5 +116,5 @@ def table(num_layers: int) -> Table:
     """The rules of a model with `num_layers` decoder layers."""
     # a remnant of training, which the authors' own model does not hold either
     remnant = Rule("carried.official.label_enc.{p}", "label_enc.{p}", carried=True)
-    rules = (*shared_rules(), remnant)
+    rules = (*shared_rules(swin_official("backbone.0.")), remnant)
     return Table(rules, collapse=(BOX_HEADS,), expand=(BOX_HEADS,), num_layers=num_layers)
