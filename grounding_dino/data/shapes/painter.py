@@ -13,6 +13,7 @@ import numpy.typing as npt
 Canvas = npt.NDArray[np.float32]  # (H, W, 3) RGB
 Color = npt.NDArray[np.float32]  # (3,) RGB
 
+BACKGROUNDS = ("plain", "graded", "blotchy")
 TEXTURES = ("plain", "striped", "dotted", "gradient")
 _FRACTION_BITS = 4  # OpenCV's fixed-point coordinates: 1/16 pixel
 
@@ -23,10 +24,15 @@ def muted_color(rng: np.random.Generator) -> Color:
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32) * 255
 
 
+def draw_background(rng: np.random.Generator) -> tuple[int, Color]:
+    """The kind of a background, an index of BACKGROUNDS, and its colour: what a picture's random stream gives first."""
+    color = muted_color(rng)
+    return int(rng.integers(len(BACKGROUNDS))), color
+
+
 def paint_background(size: int, rng: np.random.Generator) -> Canvas:
     """A plain, gradient or blotchy background of `size` x `size` pixels."""
-    first = muted_color(rng)
-    kind = rng.integers(3)
+    kind, first = draw_background(rng)
     if kind == 0:
         return np.broadcast_to(first, (size, size, 3)).copy()
     # Two ends of moderate distance, so that objects stay visible on all of it.

@@ -1,4 +1,4 @@
-"""Writes the shapes data set: pictures, COCO annotations with masks, and referring expressions.
+"""Writes the shapes data set: pictures, COCO annotations with masks, referring expressions, and segments.
 
     python datasets/prepare_shapes.py [--output datasets/shapes]
 
@@ -9,19 +9,22 @@ processes write them, and a larger split begins with the pictures of a smaller o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grounding_dino.data.prepare.files import write_json
 from grounding_dino.data.shapes.expressions import refer
+from grounding_dino.data.shapes.painter import draw_background
 from grounding_dino.data.shapes.scene import Scene, render_scene
-from grounding_dino.data.shapes.vocabulary import HELD_OUT_PAIRS, TRAIN_PAIRS, pair_name
+from grounding_dino.data.shapes.segments import SegmentFolders, SegmentJob, write_segments
+from grounding_dino.data.shapes.vocabulary import HELD_OUT_PAIRS, STUFF_IDS, TRAIN_PAIRS, category_ids, pair_name
 
 import cv2
 import numpy as np
@@ -30,8 +33,12 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
+
 RENDERER_VERSION = 1  # raise it when the same seed gives other pictures
 SPLITS: dict[str, tuple[tuple[str, str], ...]] = {"train": TRAIN_PAIRS, "val": TRAIN_PAIRS, "unseen": HELD_OUT_PAIRS}
+SEGMENT_SPLITS = ("train", "val")  # those with panoptic and semantic annotations
 EXPRESSIONS_PER_PICTURE = 6
 JPEG_QUALITY = 92
 
@@ -72,13 +79,13 @@ class _PictureRecord:
     expressions: list[dict[str, Any]]
 
 
-def _annotate(scene: Scene, category_ids: dict[str, int]) -> list[dict[str, Any]]:
+def _annotate(scene: Scene, ids: dict[str, int]) -> list[dict[str, Any]]:
     annotations = []
     for item in scene.objects:
         encoded = coco_mask.encode(np.asfortranarray(item.mask.astype(np.uint8)))
         annotations.append(
             {
-                "category_id": category_ids[pair_name(item.pair)],
+                "category_id": ids[pair_name(item.pair)],
                 "bbox": list(item.box),
                 "area": int(item.mask.sum()),
                 "iscrowd": 0,
@@ -86,10 +93,6 @@ def _annotate(scene: Scene, category_ids: dict[str, int]) -> list[dict[str, Any]
             }
         )
     return annotations
-
-
-def _category_ids(split: str) -> dict[str, int]:
-    return {pair_name(pair): index + 1 for index, pair in enumerate(SPLITS[split])}
 
 
 def _write_picture(job: tuple[SplitRecipe, int, str]) -> _PictureRecord:
@@ -101,7 +104,7 @@ def _write_picture(job: tuple[SplitRecipe, int, str]) -> _PictureRecord:
     if not encoded:
         raise RuntimeError(f"OpenCV could not encode picture {file_name} of {recipe.split} as JPEG")
     Path(folder, file_name).write_bytes(data.tobytes())
-    return _PictureRecord(number, file_name, _annotate(scene, _category_ids(recipe.split)), expressions)
+    return _PictureRecord(number, file_name, _annotate(scene, category_ids(SPLITS[recipe.split])), expressions)
 
 
 def _merge(recipe: SplitRecipe, records: Iterable[_PictureRecord]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,15 +130,15 @@ def _merge(recipe: SplitRecipe, records: Iterable[_PictureRecord]) -> tuple[dict
                 }
             )
     info = asdict(recipe)
-    categories = [{"id": index, "name": name} for name, index in _category_ids(recipe.split).items()]
+    categories = [{"id": index, "name": name} for name, index in category_ids(SPLITS[recipe.split]).items()]
     detection = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     return detection, {"info": info, "images": images, "expressions": expressions}
 
 
-def _is_complete(recipe: SplitRecipe, output: Path) -> bool:
-    """Whether the split's files are there and follow from this very recipe (expressions are written last)."""
+def _follows_from(recipe: SplitRecipe, path: Path) -> bool:
+    """Whether a json file is there, whole, and was made from this very recipe."""
     try:
-        with open(output / "annotations" / f"{recipe.split}_refexp.json", encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             return bool(json.load(file)["info"] == asdict(recipe))
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -146,33 +149,67 @@ def prepare_split(recipe: SplitRecipe, output: Path, workers: int = 1, progress:
 
     Writes `<split>/*.jpg`, `annotations/<split>.json` (COCO with masks) and `annotations/<split>_refexp.json`.
     """
-    if _is_complete(recipe, output):
+    expressions_file = output / "annotations" / f"{recipe.split}_refexp.json"  # written last
+    if _follows_from(recipe, expressions_file):
         logger.info("%s is complete in %s", recipe.split, output)
         return False
     folder = output / recipe.split
     folder.mkdir(parents=True, exist_ok=True)
     (output / "annotations").mkdir(exist_ok=True)
     # Were an earlier recipe's file to stay, an interrupted run would leave mixed pictures that look complete.
-    (output / "annotations" / f"{recipe.split}_refexp.json").unlink(missing_ok=True)
+    expressions_file.unlink(missing_ok=True)
     jobs = [(recipe, number, str(folder)) for number in range(recipe.pictures)]
-    bar = tqdm(total=len(jobs), desc=recipe.split, unit="picture", disable=not progress)
-    records = []
-    with bar:
-        for record in _map(jobs, workers):
-            records.append(record)
-            bar.update()
+    records = _map(_write_picture, jobs, workers, recipe.split if progress else "")
     detection, expressions = _merge(recipe, records)
     write_json(output / "annotations" / f"{recipe.split}.json", detection)
-    write_json(output / "annotations" / f"{recipe.split}_refexp.json", expressions)
+    write_json(expressions_file, expressions)
     return True
 
 
-def _map(jobs: Sequence[tuple[SplitRecipe, int, str]], workers: int) -> Iterable[_PictureRecord]:
-    if workers <= 1:
-        yield from map(_write_picture, jobs)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(_write_picture, jobs, chunksize=32)
+def prepare_segments(recipe: SplitRecipe, output: Path, workers: int = 1, progress: bool = True) -> bool:
+    """Write the panoptic and semantic annotations of a prepared split; False where they were there already.
+
+    They follow from the recipe and from the masks in `annotations/<split>.json`; pictures are not drawn again. Writes
+    `<split>_panoptic/*.png`, `<split>_sem_seg/*.png` and `annotations/<split>_panoptic.json`, the last.
+    """
+    panoptic_file = output / "annotations" / f"{recipe.split}_panoptic.json"
+    if _follows_from(recipe, panoptic_file):
+        logger.info("the segments of %s are complete in %s", recipe.split, output)
+        return False
+    panoptic_file.unlink(missing_ok=True)
+    with open(output / "annotations" / f"{recipe.split}.json", encoding="utf-8") as file:
+        detection = json.load(file)
+    folders = SegmentFolders(*(str(output / f"{recipe.split}_{kind}") for kind in SegmentFolders._fields))
+    for folder in folders:
+        Path(folder).mkdir(exist_ok=True)
+    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in detection["images"]}
+    for annotation in detection["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+    jobs = [
+        SegmentJob(image, objects[image["id"]], draw_background(recipe.random_stream(number))[0], folders)
+        for number, image in enumerate(detection["images"])
+    ]
+    annotations = _map(write_segments, jobs, workers, f"segments of {recipe.split}" if progress else "")
+    things = [{**category, "isthing": 1} for category in detection["categories"]]
+    categories = [*things, *({"id": index, "name": name, "isthing": 0} for name, index in STUFF_IDS.items())]
+    content = {"info": asdict(recipe), "images": detection["images"], "annotations": annotations}
+    write_json(panoptic_file, {**content, "categories": categories})
+    return True
+
+
+def _map(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, title: str) -> list[_Result]:
+    """The results of all jobs in order, from several processes, with a progress bar where it has a title."""
+    results = []
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(jobs), desc=title, unit="picture", disable=not title))
+        if workers > 1:
+            found = stack.enter_context(ProcessPoolExecutor(workers)).map(work, jobs, chunksize=32)
+        else:
+            found = map(work, jobs)
+        for result in found:
+            results.append(result)
+            bar.update()
+    return results
 
 
 def default_output() -> Path:
@@ -184,7 +221,9 @@ def default_output() -> Path:
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line of `datasets/prepare_shapes.py`."""
-    parser = argparse.ArgumentParser(description="Render the shapes data set: pictures, boxes, masks and expressions.")
+    parser = argparse.ArgumentParser(
+        description="Render the shapes data set: pictures, boxes, masks, expressions and segments."
+    )
     parser.add_argument("--output", type=Path, help="default: $DETECTRON2_DATASETS/shapes, else datasets/shapes")
     parser.add_argument("--num-train", type=int, default=24000)
     parser.add_argument("--num-val", type=int, default=500)
@@ -205,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes = [SplitRecipe(split, getattr(options, f"num_{split}"), options.size, options.seed) for split in SPLITS]
         for recipe in recipes:
             prepare_split(recipe, output, options.workers, progress=not options.quiet)
+            if recipe.split in SEGMENT_SPLITS:
+                prepare_segments(recipe, output, options.workers, progress=not options.quiet)
     except ValueError as error:
         parser.error(str(error))
     print(f"shapes is ready in {output}")

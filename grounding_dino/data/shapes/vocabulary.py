@@ -6,6 +6,8 @@ fit into one prompt of 256.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond", "crescent", "arrow")
 
 # RGB in the middle of what the name covers; the renderer varies it.
@@ -45,3 +47,12 @@ TRAIN_PAIRS: tuple[tuple[str, str], ...] = tuple(
 def pair_name(pair: tuple[str, str]) -> str:
     """The category name of a (colour, shape) pair, as it is prompted: "red circle"."""
     return f"{pair[0]} {pair[1]}"
+
+
+def category_ids(pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Category name -> its id in annotation files, for objects of these pairs."""
+    return {pair_name(pair): index + 1 for index, pair in enumerate(pairs)}
+
+
+# Category name -> id of the stuff classes of panoptic and semantic annotations, in the order of painter.BACKGROUNDS.
+STUFF_IDS: dict[str, int] = {"plain background": 101, "graded background": 102, "blotchy background": 103}
