@@ -12,6 +12,7 @@ from grounding_dino.checkpoint.loading import LoadReport, listed
 from grounding_dino.checkpoint.origins import split_content, translate_checkpoint
 from grounding_dino.checkpoint.rules import Rule, StateDict, Table
 from grounding_dino.checkpoint.tables.backbones import (
+    convnext_official,
     resnet,
     resnet_caffe2,
     swin_huggingface,
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _PREFIX = "backbone."
 _NAMINGS: tuple[tuple[str, list[Rule]], ...] = (
     ("Swin's authors", swin_official("")),
+    ("ConvNeXt's authors", convnext_official("")),
     ("mmdet", swin_mmdet("")),
     ("mmdet", swin_mmdet(_PREFIX)),
     ("Hugging Face", swin_huggingface("")),

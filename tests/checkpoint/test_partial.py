@@ -7,7 +7,14 @@ from grounding_dino.checkpoint.files import CheckpointError
 from grounding_dino.checkpoint.partial import load_backbone_weights
 from grounding_dino.checkpoint.rules import Table
 from grounding_dino.checkpoint.saving import save_checkpoint
-from grounding_dino.checkpoint.tables.backbones import resnet, swin_huggingface, swin_mmdet, swin_official
+from grounding_dino.checkpoint.tables.backbones import (
+    convnext_official,
+    resnet,
+    swin_huggingface,
+    swin_mmdet,
+    swin_official,
+)
+from grounding_dino.modeling.backbone.timm_backbone import TimmBackbone
 
 import pytest
 import torch
@@ -76,6 +83,20 @@ def test_another_size_is_refused(tmp_path, make_model, swin):
     torch.save({"model": {"something.else": torch.ones(1)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="no tensor of its names"):
         load_backbone_weights(swin, tmp_path / "other.pth")
+
+
+def test_convnext_of_its_authors(tmp_path):
+    options = {"dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1]}
+    backbone = TimmBackbone(name="convnext_atto", out_strides=[8, 16, 32], options=options, out_norms=True)
+    named = in_names(backbone, convnext_official(""))
+    assert len(named) == len(backbone.state_dict())
+    tensors = {name: value for name, value in named.items() if not name.startswith("norm")}
+    torch.save({"model": {**tensors, "norm.weight": torch.ones(8), "head.bias": torch.ones(2)}}, tmp_path / "a.pth")
+    other = filled(TimmBackbone(name="convnext_atto", out_strides=[8, 16, 32], options=options, out_norms=True))
+    report = load_backbone_weights(other, tmp_path / "a.pth")
+    assert report.origin == "ConvNeXt's authors" and set(report.dropped) == {"norm.weight", "head.bias"}
+    assert {name.split(".")[0] for name in report.new} == {"norms"}
+    assert torch.equal(other.model.stem_0.weight, backbone.model.stem_0.weight)
 
 
 def test_resnet_of_torchvision(tmp_path, r50):
