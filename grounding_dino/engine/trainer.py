@@ -42,7 +42,7 @@ from grounding_dino.engine.optimizer import build_optimizer
 from grounding_dino.engine.parallel import distribute, gathered, split_parameters
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.engine.writers import WandbWriter, check_wandb
-from grounding_dino.evaluation.build import build_evaluator, kinds_of_run
+from grounding_dino.evaluation.build import build_evaluator, check_evaluation
 
 import torch
 from detectron2.config import CfgNode
@@ -281,7 +281,7 @@ def check_test_sets(cfg: CfgNode) -> None:
     for key, name in [(key, name) for key, names in sets.items() for name in names]:
         try:
             records = load_records([name])
-            kinds_of_run(cfg, name)  # known of a file that --dataset names once it is read
+            check_evaluation(cfg, name, records)  # known of a file that --dataset names once it is read
             check_all_names(cfg, records, name)
         except (ValueError, OSError) as error:
             raise ValueError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from grounding_dino.evaluation.coco_ap import CocoEvaluator
 from grounding_dino.evaluation.described_objects import LENGTHS, DescribedObjectsEvaluator
@@ -12,12 +13,13 @@ from grounding_dino.evaluation.gathering import description_prompt
 from grounding_dino.evaluation.grefexp import GeneralizedRefExpEvaluator
 from grounding_dino.evaluation.lvis_ap import FREQUENCIES
 from grounding_dino.evaluation.lvis_evaluator import LVISEvaluator
-from grounding_dino.evaluation.panoptic_evaluator import PanopticEvaluator
+from grounding_dino.evaluation.panoptic_evaluator import PanopticEvaluator, panoptic_truth_of
 from grounding_dino.evaluation.panoptic_quality import MEASURES
 from grounding_dino.evaluation.phrase_grounding import PhraseGroundingEvaluator
 from grounding_dino.evaluation.precision import METRICS
 from grounding_dino.evaluation.refexp import RefExpEvaluator
 from grounding_dino.evaluation.report import ReportedEvaluator
+from grounding_dino.evaluation.semantic_evaluator import SemanticEvaluator, semantic_truth_of
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -64,6 +66,10 @@ def _panoptic(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     return PanopticEvaluator(name, folder, cfg.TEST.PANOPTIC_FILES_ON, settings=settings)
 
 
+def _semantic(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
+    return SemanticEvaluator(name)
+
+
 # What a data set's metadata may name in `evaluator_type`, alone or in a list: (cfg, data set, folder) -> evaluator.
 EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "coco": _coco,
@@ -73,11 +79,12 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "flickr30k": _flickr30k,
     "d3": _d3,
     "coco_panoptic_seg": _panoptic,
+    "sem_seg": _semantic,
 }
 
 # The part of a model's output that an evaluator needs, with the key that a model with masks gives it by.
 _INSTANCES = ("instances", "TEST.INSTANCE_ON")
-_OUTPUTS = {"coco_panoptic_seg": ("panoptic_seg", "TEST.PANOPTIC_ON")}
+_OUTPUTS = {"coco_panoptic_seg": ("panoptic_seg", "TEST.PANOPTIC_ON"), "sem_seg": ("sem_seg", "TEST.SEMANTIC_ON")}
 
 _RANKS = ("1", "5", "10")
 _LVIS_METRICS = (*METRICS, *(f"AP{letter}" for letter in FREQUENCIES))
@@ -92,6 +99,7 @@ TASKS: dict[str, Callable[[CfgNode], dict[str, Sequence[str]]]] = {
     "coco_panoptic_seg": lambda cfg: {
         "panoptic_seg": [f"{measure}{part}" for part in ("", "_th", "_st") for measure in MEASURES]
     },
+    "sem_seg": lambda cfg: {"sem_seg": ["mIoU", "fwIoU", "mACC", "pACC", "mBoundaryIoU"]},
 }
 
 
@@ -137,6 +145,20 @@ def kinds_of_run(cfg: CfgNode, dataset_name: str) -> list[str]:
     for kind, key in lacking.items():
         logger.info("%s is not evaluated by %r, since %s is False", dataset_name, kind, key)
     return [kind for kind in kinds if kind not in lacking]
+
+
+def check_evaluation(cfg: CfgNode, dataset_name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """See, without reading annotations, that a data set can be evaluated: a run ends at its start, not its end.
+
+    Raises:
+        ValueError: the truth of an evaluator is not named, or as :func:`kinds_of_run`.
+        FileNotFoundError: a file of it is not there.
+    """
+    kinds = kinds_of_run(cfg, dataset_name)
+    if "coco_panoptic_seg" in kinds:
+        panoptic_truth_of(dataset_name)
+    if "sem_seg" in kinds:
+        semantic_truth_of(dataset_name, records)
 
 
 def _missing_key(cfg: CfgNode, kind: str) -> str:

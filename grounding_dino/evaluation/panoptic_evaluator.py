@@ -41,8 +41,7 @@ class PanopticTruth:
         is_thing: (K,) bool.
 
     Raises:
-        FileNotFoundError: there is no such json.
-        ValueError: it lacks a part, or has an annotation twice or of an unknown category.
+        ValueError: the json lacks a part, or has an annotation twice or of an unknown category.
     """
 
     def __init__(self, json_file: str, root: str) -> None:
@@ -120,7 +119,7 @@ class PanopticEvaluator(DatasetEvaluator):
         settings: how the model makes segments, in words for the protocol.
 
     Raises:
-        ValueError: the metadata lack something, or as :class:`PanopticTruth`.
+        ValueError: as :func:`panoptic_truth_of` and :class:`PanopticTruth`.
     """
 
     def __init__(
@@ -134,14 +133,11 @@ class PanopticEvaluator(DatasetEvaluator):
         if write_predictions and not output_dir:
             raise ValueError("write_predictions needs an output_dir")
         metadata = MetadataCatalog.get(dataset_name)
-        for key in ("panoptic_json", "panoptic_root"):
-            if not metadata.get(key):
-                raise ValueError(f"data set {dataset_name!r} has no {key} in its metadata, the truth of its PQ")
         self.dataset_name = dataset_name
         self.output_dir = output_dir if write_predictions else None
         self.distributed = distributed
         self.settings = settings
-        self.truth = PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
+        self.truth = PanopticTruth(*panoptic_truth_of(dataset_name))
         self._thing_ids = _inverted(metadata.get("thing_dataset_id_to_contiguous_id"))
         self._stuff_ids = _inverted(metadata.get("stuff_dataset_id_to_contiguous_id"))
         self.reset()
@@ -236,6 +232,23 @@ class PanopticEvaluator(DatasetEvaluator):
         summary = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "-" not in name)
         logger.info("%s panoptic_seg: %s", self.dataset_name, summary)
         return OrderedDict(panoptic_seg=metrics)
+
+
+def panoptic_truth_of(dataset_name: str) -> tuple[str, str]:
+    """`panoptic_json` and `panoptic_root` of a data set's metadata.
+
+    Raises:
+        ValueError: one is not set.
+        FileNotFoundError: one is not there.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    for key in ("panoptic_json", "panoptic_root"):
+        path = metadata.get(key)
+        if not path:
+            raise ValueError(f"data set {dataset_name!r} has no {key} in its metadata, the truth of its PQ")
+        if not PathManager.exists(path):
+            raise FileNotFoundError(f"there is no {path!r}, the {key} of {dataset_name!r}")
+    return metadata.panoptic_json, metadata.panoptic_root
 
 
 def _inverted(id_map: Mapping[int, int] | None) -> dict[int, int] | None:

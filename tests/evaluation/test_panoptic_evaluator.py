@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from grounding_dino.data.segmentation_maps import read_panoptic_map, write_panoptic_map
-from grounding_dino.evaluation.build import build_evaluator, kinds_of_run, metric_names
+from grounding_dino.evaluation.build import build_evaluator, check_evaluation, kinds_of_run, metric_names
 from grounding_dino.evaluation.panoptic_evaluator import PREDICTIONS_FILE, PREDICTIONS_FOLDER, PanopticEvaluator
 
 import numpy as np
@@ -197,5 +198,9 @@ def test_a_model_that_gives_no_panoptic_result_ends_at_the_start(
     assert "panoptic_seg/PQ_th" in (metric_names(tiny_cfg, NAME) or [])
     evaluator = build_evaluator(tiny_cfg, NAME)
     assert "TEST.OBJECT_MASK_THRESHOLD" in evaluator.protocol(evaluator._seen)["segments"]
+    check_evaluation(tiny_cfg, NAME, [])
+    shutil.rmtree(tmp_path / "maps")
+    with pytest.raises(FileNotFoundError, match="there is no '.*maps', the panoptic_root of"):
+        check_evaluation(tiny_cfg, NAME, [])
     tiny_cfg.TEST.INSTANCE_ON = True
     assert kinds_of_run(tiny_cfg, NAME) == ["coco_panoptic_seg", "coco"]
