@@ -8,6 +8,9 @@ from grounding_dino.data.datasets.groups import dataset_groups, expand_config, e
 from grounding_dino.data.datasets.mdetr import load_mdetr, register_mdetr
 from grounding_dino.data.datasets.odvg import OdvgReader, load_odvg, register_odvg
 from grounding_dino.data.datasets.refexp_json import load_refexp, register_refexp
+from grounding_dino.data.datasets.register_ade20k import register_ade20k
+from grounding_dino.data.datasets.register_cityscapes import register_cityscapes
+from grounding_dino.data.datasets.register_coco_panoptic import register_coco_panoptic
 from grounding_dino.data.datasets.register_coco_sets import register_coco_sets
 from grounding_dino.data.datasets.register_d3 import register_d3
 from grounding_dino.data.datasets.register_flickr30k import register_flickr30k
@@ -33,7 +36,10 @@ __all__ = [
     "load_odvg",
     "load_refexp",
     "parse_dataset_argument",
+    "register_ade20k",
+    "register_cityscapes",
     "register_coco",
+    "register_coco_panoptic",
     "register_coco_sets",
     "register_d3",
     "register_extra_datasets",
@@ -52,6 +58,9 @@ __all__ = [
 
 register_shapes()
 register_coco_sets()
+register_coco_panoptic()
+register_ade20k()
+register_cityscapes()
 register_lvis()
 register_odinw()
 register_refcoco()

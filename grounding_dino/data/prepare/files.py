@@ -36,20 +36,25 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     options = parser.parse_args(arguments)
     if options.root is not None:
         os.environ["DETECTRON2_DATASETS"] = str(options.root.absolute())
-    options.root = dataset_root()
+    options.root = dataset_root().absolute()
     return options
 
 
 # ------------------------------------------------------------------------------------------------------ archives
 
 
-def unpack_all(folder: Path, destination: Path, quiet: bool = False) -> int:
-    """Unpack every archive in `folder` and below it into `destination`; the number of those unpacked now.
+def unpack_all(folder: Path, destination: Path, quiet: bool = False, pattern: str = "*") -> int:
+    """Unpack archives in `folder` and below it into `destination`; the number of those unpacked now.
 
     A file `<archive>.unpacked` remembers what is done, so that an interrupted run goes on where it was. Only plain
     files are taken, and none that would lie outside of `destination`.
+
+    Args:
+        pattern: of the names of archives.
     """
-    archives = [path for path in sorted(folder.rglob("*")) if path.name.endswith(ARCHIVES) and not _is_unpacked(path)]
+    archives = [
+        path for path in sorted(folder.rglob(pattern)) if path.name.endswith(ARCHIVES) and not _is_unpacked(path)
+    ]
     for archive in archives:
         with _members(archive) as members:
             for name, stream in tqdm(members, desc=f"unpacking {archive.name}", unit=" files", disable=quiet):
@@ -119,10 +124,18 @@ def check_sets(names: Sequence[str]) -> int:
             failed += 1
             print(f"{name}: {error}")
         else:
-            objects = sum(len(record["annotations"]) for record in records)
-            classes = len(MetadataCatalog.get(name).thing_classes)
-            print(f"{name}: {len(records)} pictures, {objects} objects, {classes} classes")
+            metadata = MetadataCatalog.get(name)
+            classes = len(metadata.get("stuff_classes") or metadata.thing_classes)
+            print(f"{name}: {len(records)} pictures, {_contents(records)}, {classes} classes")
     return failed
+
+
+def _contents(records: Sequence[dict[str, Any]]) -> str:
+    """What is annotated, counted."""
+    for key, what in (("annotations", "objects"), ("segments_info", "segments")):
+        if key in records[0]:
+            return f"{sum(len(record[key]) for record in records)} {what}"
+    return f"{len(records)} semantic maps"
 
 
 def finish(options: argparse.Namespace, names: Sequence[str]) -> int:
