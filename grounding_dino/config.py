@@ -204,13 +204,14 @@ def _add_input(cfg: CN) -> None:
     # "off" mirrors only pictures of category prompts.
     cfg.INPUT.FLIP_WITH_TEXT = "swap_words"
     cfg.INPUT.CROP.MIN_SIZES = [400, 500, 600]  # shorter sides that DETR's policy resizes to before its crop
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # semantic crops avoid a class that fills more than this share
     cfg.INPUT.LARGE_SCALE_JITTER = CN()  # resize by a factor, then crop or pad to a square; replaces resizing and crop
     cfg.INPUT.LARGE_SCALE_JITTER.ENABLED_ON = False
     cfg.INPUT.LARGE_SCALE_JITTER.SIZE = 1024
     cfg.INPUT.LARGE_SCALE_JITTER.MIN_SCALE = 0.1
     cfg.INPUT.LARGE_SCALE_JITTER.MAX_SCALE = 2.0
     cfg.INPUT.COLOR_AUG_SSD_ON = False  # SSD's changes of brightness, contrast, saturation and hue
-    cfg.INPUT.SIZE_DIVISIBILITY = -1  # semantic training pictures are padded to this square; -1: not
+    cfg.INPUT.SIZE_DIVISIBILITY = -1  # sides of semantic training pictures are padded to multiples of it; -1: not
     cfg.INPUT.COLOR_JITTER = CN()
     cfg.INPUT.COLOR_JITTER.PROBABILITY = 0.0  # share of training pictures whose colours are changed
     cfg.INPUT.COLOR_JITTER.STRENGTH = 0.4  # brightness, contrast and saturation times 1 - this ... 1 + this

@@ -13,12 +13,11 @@ from grounding_dino.data.datasets.refexp_json import gather_expressions
 from grounding_dino.data.datasets.rows import strict_rows
 from grounding_dino.data.mappers import build_mapper
 from grounding_dino.data.mixture import shares_of
-from grounding_dino.data.record_sets import ListRecords, RecordSet, RecordSets, TextKind
+from grounding_dino.data.record_sets import ListRecords, RecordSet, RecordSets, TextKind, has_object
 from grounding_dino.data.streaming import LazyRecords
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.data.build import filter_images_with_only_crowd_annotations
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +69,9 @@ def _load(name: str, filter_empty: bool) -> list[Record] | LazyRecords:
         captions = found.column("text") == TextKind.CAPTION
         _tell_of_sentences(name, int((captions & ~found.column("has_object")).sum()) if filter_empty else 0)
         return kept
-    if filter_empty and "annotations" in found[0]:
+    if filter_empty:
         sentences = sum("caption" in record for record in found)
-        found = filter_images_with_only_crowd_annotations(found)
+        found = [record for record in found if has_object(record)]
         _tell_of_sentences(name, sentences - sum("caption" in record for record in found))
     if not found:
         raise ValueError(f"the data set {name!r} has no picture with an object; there is nothing to train on")

@@ -38,6 +38,18 @@ FACTS: dict[str, np.dtype] = {
 }
 
 
+def annotations_of(record: Record) -> Sequence[Record]:
+    """The objects of a record, or the segments of its panoptic map: both have `category_id` and may be `iscrowd`."""
+    return record.get("annotations") or record.get("segments_info") or ()
+
+
+def has_object(record: Record) -> bool:
+    """Whether a record has an object or segment that is no crowd; of one with a semantic map alone it is assumed."""
+    if "sem_seg_file_name" in record and "annotations" not in record and "segments_info" not in record:
+        return True
+    return any(not annotation.get("iscrowd", 0) for annotation in annotations_of(record))
+
+
 class RecordSet(Protocol):
     """A sequence of records with columns of facts."""
 
@@ -67,7 +79,7 @@ class FactsBuilder:
     def add(self, record: Record) -> None:
         """Append the facts of a record."""
         columns = self._columns
-        annotations = record.get("annotations") or ()
+        annotations = annotations_of(record)
         objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
         classes: Sequence[int] = ()
         if "caption" in record:
@@ -78,7 +90,7 @@ class FactsBuilder:
             kind, labels = TextKind.CLASS_NAMES, len({annotation["category_id"] for annotation in objects})
             classes = sorted({annotation["category_id"] for annotation in annotations})
         columns["landscape"].append(record.get("width", 1) > record.get("height", 1))
-        columns["has_object"].append(bool(objects))
+        columns["has_object"].append(has_object(record))
         columns["text"].append(kind)
         columns["num_labels"].append(labels if objects else 0)
         columns["num_classes"].append(len(classes))

@@ -1,4 +1,7 @@
-"""The rendered data set of coloured shapes: shapes_{train,val,unseen} and shapes_{train,val,unseen}_refexp."""
+"""The rendered data set of coloured shapes: shapes_{train,val,unseen} and shapes_{train,val,unseen}_refexp.
+
+shapes_{train,val} also as shapes_{train,val}_{panoptic,sem_seg}: the 80 objects' classes before three of backgrounds.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,42 @@ from typing import Any
 
 from grounding_dino.data.datasets.coco_json import load_coco
 from grounding_dino.data.datasets.refexp_json import load_refexp
-from grounding_dino.data.shapes.prepare import SPLITS, default_output
+from grounding_dino.data.datasets.segmentation_classes import SegmentationClass, spread_color
+from grounding_dino.data.datasets.segmentation_sets import register_panoptic_set, register_semantic_set
+from grounding_dino.data.shapes.prepare import FOLDER, SEGMENT_SPLITS, SPLITS, default_output
+from grounding_dino.data.shapes.vocabulary import STUFF_IDS, TRAIN_PAIRS, category_ids
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+SEGMENTS_HINT = "`python datasets/prepare_shapes.py` makes it, and keeps the pictures that are there"
+CLASSES = tuple(
+    SegmentationClass(number, name, number not in STUFF_IDS.values(), spread_color(place))
+    for place, (name, number) in enumerate({**category_ids(TRAIN_PAIRS), **STUFF_IDS}.items())
+)
+
 
 def register_shapes() -> None:
-    """Register the splits for detection and for referring expressions; the folder is looked up when they are used."""
+    """Register the splits for all tasks; the folder is looked up when they are used."""
     for split in SPLITS:
         _register(f"shapes_{split}", "coco", functools.partial(_load_detection, split))
         _register(f"shapes_{split}_refexp", "refexp", functools.partial(_load_expressions, split))
+    for split in SEGMENT_SPLITS:
+        _register_segments(split)
+
+
+def _register_segments(split: str) -> None:
+    images, labels = f"{FOLDER}/{split}", f"{FOLDER}/{split}_sem_seg"
+    register_semantic_set(f"shapes_{split}_sem_seg", CLASSES, SEGMENTS_HINT, images, labels)
+    register_panoptic_set(
+        f"shapes_{split}_panoptic",
+        CLASSES,
+        SEGMENTS_HINT,
+        image_root=images,
+        panoptic_root=f"{FOLDER}/{split}_panoptic",
+        panoptic_json=f"{FOLDER}/annotations/{split}_panoptic.json",
+        json_file=f"{FOLDER}/annotations/{split}.json",
+        sem_seg_root=labels,
+    )
 
 
 def _register(name: str, evaluator_type: str, load: Callable[[], list[dict[str, Any]]]) -> None:

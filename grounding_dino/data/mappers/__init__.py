@@ -2,6 +2,14 @@
 
 from grounding_dino.data.mappers.build import MAPPER_REGISTRY, build_mapper
 from grounding_dino.data.mappers.closed_set import InstanceMapper
+from grounding_dino.data.mappers.segments import PanopticMapper, SemanticMapper
 from grounding_dino.data.mappers.text_detection import TextDetectionMapper
 
-__all__ = ["MAPPER_REGISTRY", "InstanceMapper", "TextDetectionMapper", "build_mapper"]
+__all__ = [
+    "MAPPER_REGISTRY",
+    "InstanceMapper",
+    "PanopticMapper",
+    "SemanticMapper",
+    "TextDetectionMapper",
+    "build_mapper",
+]

@@ -69,14 +69,14 @@ class PictureReader:
             image = np.zeros((height, width, 3), dtype=np.uint8)
         return sample, image
 
-    def read_labels(self, path: str, image: np.ndarray, image_format: str | None = None) -> np.ndarray | None:
-        """A picture of labels beside the picture `image`; None where it cannot be read: take another record.
+    def read_labels(self, path: str, read: Callable[[str], np.ndarray], image: np.ndarray) -> np.ndarray | None:
+        """The numbers (H, W) that `read` finds beside the pixels of `image`; None: take another record.
 
         Raises:
             ValueError: the two are of different sizes.
         """
-        labels = self._attempt(path, lambda: utils.read_image(path, format=image_format))
-        if labels is not None and labels.shape[:2] != image.shape[:2]:
+        labels = self._attempt(path, lambda: read(path))
+        if labels is not None and labels.shape != image.shape[:2]:
             raise ValueError(
                 f"{path} is {labels.shape[0]} x {labels.shape[1]} (h x w), but the picture that it labels "
                 f"{image.shape[0]} x {image.shape[1]}; correct one of the files"
@@ -105,6 +105,11 @@ class PictureReader:
                 self.num_unreadable,
             )
             return None
+
+
+def resizable(labels: np.ndarray, largest: int) -> np.ndarray:
+    """Labels up to `largest` in a type that transforms take: bytes, which are treated as masks are, or else floats."""
+    return labels.astype(np.uint8 if largest <= 255 else np.float64)
 
 
 def _trust_picture(image: np.ndarray, sample: Record) -> None:

@@ -38,6 +38,7 @@ _Result = TypeVar("_Result")
 
 RENDERER_VERSION = 1  # raise it when the same seed gives other pictures
 SPLITS: dict[str, tuple[tuple[str, str], ...]] = {"train": TRAIN_PAIRS, "val": TRAIN_PAIRS, "unseen": HELD_OUT_PAIRS}
+FOLDER = "shapes"
 SEGMENT_SPLITS = ("train", "val")  # those with panoptic and semantic annotations
 EXPRESSIONS_PER_PICTURE = 6
 JPEG_QUALITY = 92
@@ -213,10 +214,10 @@ def _map(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, ti
 
 
 def default_output() -> Path:
-    """`shapes` below `dataset_root()`."""
+    """`FOLDER` below `dataset_root()`."""
     from grounding_dino.data.datasets.paths import dataset_root  # on use: its package registers this data set
 
-    return dataset_root() / "shapes"
+    return dataset_root() / FOLDER
 
 
 def get_parser() -> argparse.ArgumentParser:
