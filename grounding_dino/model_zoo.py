@@ -45,7 +45,7 @@ def config_folders() -> list[Path]:
 
 
 def _config_names() -> set[tuple[str, ...]]:
-    """All models as ("mask_dino", "coco", "r50_instance"): folders below `configs/`, and the file without its ending."""
+    """All models as ("mask_dino", "coco", "r50_instance"): folders below `configs/`, and the file without ".yaml"."""
     files = (file.relative_to(folder) for folder in config_folders() for file in folder.rglob("*.yaml"))
     return {file.with_suffix("").parts for file in files if not file.stem.startswith("Base-")}
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from PIL import Image
+from torch import nn
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -34,6 +35,19 @@ TINY_OPTS = [
     *("MODEL.TRANSFORMER_DECODER.NUM_LAYERS", 2, "MODEL.TRANSFORMER_DECODER.NUM_HEADS", 2),
     *("MODEL.TRANSFORMER_DECODER.FFN_DIM", 32, "MODEL.CLASS_HEAD.SCALE", "sqrt_dim", "MODEL.CLASS_HEAD.BIAS_ON", True),
 ]
+
+
+@pytest.fixture
+def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters have shapes but no memory, so that the largest model is built in a moment."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    monkeypatch.setattr(nn.Module, "register_parameter", on_meta)
 
 
 @pytest.fixture
