@@ -24,6 +24,7 @@ from grounding_dino.evaluation.semantic_evaluator import SemanticEvaluator, sema
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.file_io import PathManager
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
 
 # The part of a model's output that an evaluator needs, with the key that a model with masks gives it by.
 _INSTANCES = ("instances", "TEST.INSTANCE_ON")
-_OUTPUTS = {"coco_panoptic_seg": ("panoptic_seg", "TEST.PANOPTIC_ON"), "sem_seg": ("sem_seg", "TEST.SEMANTIC_ON")}
+_MAIN = "coco_panoptic_seg"  # panoptic sets name kinds for the model's other results beside it
+_OUTPUTS = {_MAIN: ("panoptic_seg", "TEST.PANOPTIC_ON"), "sem_seg": ("sem_seg", "TEST.SEMANTIC_ON")}
 
 _RANKS = ("1", "5", "10")
 _LVIS_METRICS = (*METRICS, *(f"AP{letter}" for letter in FREQUENCIES))
@@ -128,18 +130,20 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> ReportedEvaluator:
 def kinds_of_run(cfg: CfgNode, dataset_name: str) -> list[str]:
     """The kinds that a data set asks for and the model of `cfg` gives results for, as TEST.*_ON say.
 
-    The first kind is what a data set is for, and has to be among them; further ones are left out, said in the log.
+    What a data set is for, panoptic quality or else the first kind, has to be among them; other kinds are left out,
+    said in the log.
 
     Raises:
-        ValueError: the model does not give what the first kind needs, or as :func:`evaluator_kinds`.
+        ValueError: the model does not give what that kind needs, or as :func:`evaluator_kinds`.
     """
     kinds = evaluator_kinds(dataset_name)
     lacking = {kind: key for kind in kinds if (key := _missing_key(cfg, kind))}
-    if kinds[0] in lacking:
-        output, key = _OUTPUTS.get(kinds[0], _INSTANCES)
+    main = _MAIN if _MAIN in kinds else kinds[0]
+    if main in lacking:
+        output, key = _OUTPUTS.get(main, _INSTANCES)
         raise ValueError(
-            f"the evaluator {kinds[0]!r} of {dataset_name!r} needs {output!r}, which the model does not give while "
-            f"{lacking[kinds[0]]} is False; evaluate a model that is trained for it (MODEL.MASK_ON True) with {key} "
+            f"the evaluator {main!r} of {dataset_name!r} needs {output!r}, which the model does not give while "
+            f"{lacking[main]} is False; evaluate a model that is trained for it (MODEL.MASK_ON True) with {key} "
             "True, or another data set"
         )
     for kind, key in lacking.items():
@@ -155,6 +159,9 @@ def check_evaluation(cfg: CfgNode, dataset_name: str, records: Sequence[Mapping[
         FileNotFoundError: a file of it is not there.
     """
     kinds = kinds_of_run(cfg, dataset_name)
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
+    if {"coco", "lvis"} & set(kinds) and json_file and not PathManager.exists(json_file):
+        raise FileNotFoundError(f"there is no {json_file!r}, the instances of {dataset_name!r}")
     if "coco_panoptic_seg" in kinds:
         panoptic_truth_of(dataset_name)
     if "sem_seg" in kinds:

@@ -11,10 +11,13 @@ from typing import Any
 
 from grounding_dino.evaluation.coco_ap import CocoEvaluator, coco_precision
 from grounding_dino.evaluation.confusion import Confusion, confusion_of, confusions_of_picture
+from grounding_dino.structures import RleMasks
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -93,19 +96,29 @@ def test_a_split_without_annotations_gives_detections_only(generated: Any, regis
     assert (tmp_path / "coco_instances_results.json").is_file()
 
 
-def test_masks_are_evaluated_where_they_are_asked_for(generated: Any, register: Register, tmp_path: Path) -> None:
-    content = generated.content()
+def with_masks(content: dict[str, Any]) -> dict[str, Any]:
+    """Objects whose masks fill their boxes."""
     for item in content["annotations"]:
         x, y, w, h = item["bbox"]
         item.update(segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]], iscrowd=0, ignore=0)
+    return content
+
+
+def perfect_masks(generated: Any, content: dict[str, Any]) -> dict[int, Any]:
     outputs = generated.perfect(content)
     for output in outputs.values():
         instances = output["instances"]
-        masks = np.zeros((len(instances), *instances.image_size), dtype=bool)
+        masks = torch.zeros((len(instances), *instances.image_size), dtype=torch.bool)
         for mask, (x1, y1, x2, y2) in zip(masks, instances.pred_boxes.tensor.round().int().tolist()):
             mask[y1:y2, x1:x2] = True
         instances.pred_masks = masks
+    return outputs
+
+
+def test_masks_are_evaluated_where_they_are_asked_for(generated: Any, register: Register, tmp_path: Path) -> None:
+    content = with_masks(generated.content())
     name = register(content, "coco")
+    outputs = perfect_masks(generated, content)
     results = run(CocoEvaluator(name, str(tmp_path), tasks=("bbox", "segm"), plots=True), outputs)
     assert list(results) == ["bbox", "segm"]
     truth = load(content)
@@ -114,6 +127,65 @@ def test_masks_are_evaluated_where_they_are_asked_for(generated: Any, register: 
     assert results["segm"]["AP50"] > 90
     assert (tmp_path / "segm_precision_recall.png").is_file()
     assert MetadataCatalog.get(name).evaluator_type == "coco"
+
+
+def test_encoded_masks_score_as_the_masks_do(generated: Any, register: Register, tmp_path: Path) -> None:
+    content = with_masks(generated.content())
+    evaluator = CocoEvaluator(register(content, "coco"), str(tmp_path), tasks=("bbox", "segm"))
+    outputs = perfect_masks(generated, content)
+    dense = run(evaluator, outputs)
+    for output in outputs.values():
+        output["instances"].pred_masks_rle = RleMasks.encode(output["instances"].pred_masks)
+        output["instances"].remove("pred_masks")
+    assert run(evaluator, outputs) == dense
+    assert all(output["instances"].has("pred_masks_rle") for output in outputs.values())
+
+
+def test_objects_without_a_mask_are_missed_and_a_truth_without_any_has_boxes_alone(
+    generated: Any, register: Register, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = with_masks(generated.content())
+    outputs = perfect_masks(generated, content)
+    kept = run(CocoEvaluator(register(content, "coco"), str(tmp_path), tasks=("bbox", "segm")), outputs)
+    del content["annotations"][0]["segmentation"]
+    content["annotations"][1]["segmentation"] = []
+    fewer = run(CocoEvaluator(register(content, "coco"), str(tmp_path), tasks=("bbox", "segm")), outputs)
+    assert "have no mask" in caplog.text and "first: annotation 1" in caplog.text
+    assert fewer["bbox"] == kept["bbox"] and fewer["segm"]["AP"] < kept["segm"]["AP"]
+    nothing = {image["id"]: generated.output([], [], []) for image in content["images"]}
+    evaluator = CocoEvaluator(register(content, "coco"), str(tmp_path), tasks=("bbox", "segm"))
+    assert run(evaluator, nothing)["segm"]["AP"] == 0
+    bare = coco_content(generated)
+    evaluator = CocoEvaluator(register(bare, "coco"), str(tmp_path), tasks=("bbox", "segm"))
+    assert list(run(evaluator, outputs)) == ["bbox"] and "has no masks: boxes alone" in caplog.text
+
+
+def test_things_may_be_some_of_the_classes_of_a_model(generated: Any, register: Register, tmp_path: Path) -> None:
+    content = with_masks(generated.content())
+    name = register(content, "coco")
+    expected = run(CocoEvaluator(name, str(tmp_path), tasks=("bbox", "segm")), perfect_masks(generated, content))
+    ids = sorted(category["id"] for category in content["categories"])
+    MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(  # a stuff class before, between and behind them
+        json_file=str(tmp_path / f"{name}.json"),
+        thing_classes=[
+            "sky",
+            *(f"thing{number}" for number in ids[:2]),
+            "sea",
+            *(f"thing{n}" for n in ids[2:]),
+            "sand",
+        ],
+        thing_dataset_id_to_contiguous_id=dict(zip(ids, (1, 2, 4, 5, 6))),
+    )
+    outputs = perfect_masks(generated, content)
+    for output in outputs.values():
+        instances = output["instances"]
+        instances.pred_classes = torch.tensor([1, 2, 4, 5, 6])[instances.pred_classes]
+        stuff = instances[:1]
+        stuff.pred_classes = torch.full((len(stuff),), 3)
+        output["instances"] = Instances.cat([stuff, instances])
+    assert run(CocoEvaluator(name, str(tmp_path), tasks=("bbox", "segm")), outputs) == expected
+    assert expected["segm"]["AP-thing2"] > 80
 
 
 # ------------------------------------------------------------------------------------------------ confusions

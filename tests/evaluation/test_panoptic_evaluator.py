@@ -63,7 +63,7 @@ def register(tmp_path: Path) -> Iterator[Callable[..., PanopticEvaluator]]:
         MetadataCatalog.get(NAME).set(
             panoptic_json=str(tmp_path / "panoptic.json"),
             panoptic_root=str(tmp_path / "maps"),
-            evaluator_type=["coco_panoptic_seg", "coco"],
+            evaluator_type=["coco", "coco_panoptic_seg"],
             thing_dataset_id_to_contiguous_id={3: 0, 90: 2},
             stuff_dataset_id_to_contiguous_id={3: 0, 8: 1, 90: 2},
         )
@@ -203,4 +203,4 @@ def test_a_model_that_gives_no_panoptic_result_ends_at_the_start(
     with pytest.raises(FileNotFoundError, match="there is no '.*maps', the panoptic_root of"):
         check_evaluation(tiny_cfg, NAME, [])
     tiny_cfg.TEST.INSTANCE_ON = True
-    assert kinds_of_run(tiny_cfg, NAME) == ["coco_panoptic_seg", "coco"]
+    assert kinds_of_run(tiny_cfg, NAME) == ["coco", "coco_panoptic_seg"]
