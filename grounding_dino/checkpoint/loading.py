@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -11,20 +12,20 @@ from typing import Any
 
 from grounding_dino.checkpoint.download import local_path
 from grounding_dino.checkpoint.files import CheckpointError
+from grounding_dino.checkpoint.fitting import fit_heads, select_coco_rows
 from grounding_dino.checkpoint.likely_config import likely_config
 from grounding_dino.checkpoint.origins import LoadedCheckpoint, load_checkpoint
-from grounding_dino.checkpoint.rules import StateDict, collapse_heads, expand_heads
-from grounding_dino.checkpoint.tables.grounding_dino_official import BOX_HEADS, CLASS_HEADS
 
-import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 # Parameters that training alone uses: a checkpoint that has them loads into a model without.
 _TRAINING_ONLY = re.compile(r"denoising\.")
-_CLASS_HEAD = re.compile(rf"({re.escape(CLASS_HEADS)}\d+|query_selection\.class_head)\.")
-_FROM_CONFIG = re.compile(r"pixel_(mean|std)$")  # buffers whose values the configuration gives
+# Buffers whose values the configuration gives, and counters on which no number depends.
+_NEEDLESS = re.compile(r"pixel_(mean|std)$|.*\.num_batches_tracked$")
+# What another backbone has otherwise: all but the norms of its outputs, of which a detector may use more or fewer.
+_BACKBONE = re.compile(r"backbone\.(?!norms\.)(?!.*\.num_batches_tracked$)")
 _LISTED = 8
 
 
@@ -39,9 +40,12 @@ class LoadReport:
     dropped: tuple[str, ...] = ()  # of the checkpoint, without a counterpart
     misshapen: tuple[str, ...] = ()  # "name (shape in the checkpoint) instead of (shape in the model)"
     ignored: tuple[str, ...] = ()  # because a pattern says so
+    selected: tuple[str, ...] = ()  # of those taken: the rows of COCO's 80 categories out of DINO's 91
 
     def __str__(self) -> str:
         counts = f"{len(self.taken)} tensors taken from {self.path} ({self.origin})"
+        if self.selected:
+            counts += f", of {listed(self.selected)} the rows of COCO's 80 category ids"
         groups = {"new": self.new, "dropped": self.dropped, "of another shape": self.misshapen, "ignored": self.ignored}
         return counts + "".join(f"; {len(names)} {word}: {listed(names)}" for word, names in groups.items() if names)
 
@@ -58,7 +62,8 @@ def load_weights(
     """Fill `model` from a checkpoint of any origin (file, folder or URL), converting to its number formats.
 
     Every tensor of the checkpoint and every parameter of the model must be accounted for, unless `ignore` (regular
-    expressions on our names) or `warm_start` (take what fits) says otherwise.
+    expressions on our names) or `warm_start` (take what fits) says otherwise. Also a warm start refuses another
+    backbone, unless `ignore` names it.
 
     Raises:
         CheckpointError: unreadable or unknown file, or names or shapes that do not fit; the message lists them and says
@@ -74,13 +79,18 @@ def load_checkpoint_into(
     expected = model.state_dict()
     patterns = [re.compile(pattern) for pattern in ignore]
     state = fit_heads(checkpoint.state, expected)
+    state.update({name: tensor for name, tensor in checkpoint.extras.items() if name in expected})  # counters of norms
+    selected: tuple[str, ...] = ()
+    if warm_start:
+        state, selected = select_coco_rows(state, expected)
     ignored = {name for name in {*state, *expected} if any(p.search(name) for p in patterns)}
     if patterns and not ignored:
         logger.warning("MODEL.WEIGHTS_IGNORE %s matches no name", [p.pattern for p in patterns])
-    report = _compare(checkpoint, state, expected, ignored)
+    report = dataclasses.replace(_compare(checkpoint, state, expected, ignored), selected=selected)
     problems = _problems(checkpoint, report)
     if problems and not warm_start:
         raise CheckpointError(_explain(checkpoint, report, problems))
+    _refuse_another_backbone(checkpoint, report, state)
     if not report.taken:
         raise CheckpointError(f"nothing in {checkpoint.path} fits the model; {likely_config(checkpoint.state)}")
     model.load_state_dict({name: state[name] for name in report.taken}, strict=False)
@@ -113,26 +123,6 @@ def load_average_into(model: nn.Module, rest: Mapping[str, Any]) -> bool:
     return True
 
 
-def fit_heads(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> StateDict:
-    """Bring the heads to the form that the model has, without a change of what they compute.
-
-    One head for all layers is repeated for a model with one a layer; equal heads become one for a model that shares it.
-    Class heads without parameters, the authors', get a learned scale of exp(0) where the model has one: so mmdet
-    fine-tunes Grounding DINO.
-    """
-    fitted = dict(state)
-    for prefix in (BOX_HEADS, CLASS_HEADS):
-        numbers = {int(name[len(prefix) :].split(".", 1)[0]) for name in expected if name.startswith(prefix)}
-        if numbers == {0}:
-            fitted = collapse_heads(fitted, prefix)
-        elif numbers:
-            fitted = expand_heads(fitted, prefix, len(numbers))
-    if not any(_CLASS_HEAD.match(name) for name in fitted):
-        scales = [name for name in expected if _CLASS_HEAD.match(name) and name.endswith(".log_scale")]
-        fitted.update({name: torch.zeros(expected[name].shape) for name in scales})
-    return fitted
-
-
 def _compare(
     checkpoint: LoadedCheckpoint, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], ignored: set[str]
 ) -> LoadReport:
@@ -142,7 +132,7 @@ def _compare(
         path=checkpoint.path,
         origin=checkpoint.origin,
         taken=tuple(name for name in common if name in fits),
-        new=tuple(n for n in expected if n not in state and n not in ignored and not _FROM_CONFIG.match(n)),
+        new=tuple(n for n in expected if n not in state and n not in ignored and not _NEEDLESS.match(n)),
         dropped=(*(n for n in state if n not in expected and n not in ignored), *checkpoint.unknown),
         misshapen=tuple(
             f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -157,9 +147,28 @@ def _problems(checkpoint: LoadedCheckpoint, report: LoadReport) -> dict[str, lis
     """What a strict load does not accept."""
     tolerated = [re.compile(pattern) for pattern in checkpoint.absent]
     missing = [name for name in report.new if not any(pattern.match(name) for pattern in tolerated)]
-    unexpected = [name for name in report.dropped if not _TRAINING_ONLY.match(name) and not _FROM_CONFIG.match(name)]
+    unexpected = [name for name in report.dropped if not _TRAINING_ONLY.match(name) and not _NEEDLESS.match(name)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": list(report.misshapen)}
     return {word: names for word, names in problems.items() if names}
+
+
+def _refuse_another_backbone(checkpoint: LoadedCheckpoint, report: LoadReport, state: Mapping[str, Tensor]) -> None:
+    """A warm start takes a backbone as a whole, or, where the checkpoint has none or patterns say so, not at all."""
+    ignored = set(report.ignored)
+    if not any(_BACKBONE.match(name) and name not in ignored for name in state):
+        return
+    differing = {
+        "of another shape": [text for text in report.misshapen if _BACKBONE.match(text)],
+        "missing": [name for name in report.new if _BACKBONE.match(name)],
+        "unexpected": [name for name in report.dropped if _BACKBONE.match(name)],
+    }
+    found = [f"{len(names)} {word}: {listed(names, 3)}" for word, names in differing.items() if names]
+    if found:
+        raise CheckpointError(
+            f"{checkpoint.path} ({checkpoint.origin}) is of another backbone than the model: of its tensors are "
+            f"{'; '.join(found)}.\n  {likely_config(checkpoint.state)}.\n  To take all but the backbone on purpose: "
+            "MODEL.WARM_START_ON True with MODEL.WEIGHTS_IGNORE \"['^backbone']\"."
+        )
 
 
 def _explain(checkpoint: LoadedCheckpoint, report: LoadReport, problems: Mapping[str, Sequence[str]]) -> str:

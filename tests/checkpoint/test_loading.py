@@ -176,12 +176,78 @@ def test_the_ways_to_load_a_part_that_an_error_names_exist(tmp_path, make_model,
 
 def test_warm_start_takes_what_fits_and_says_so(tmp_path, make_model, model, caplog):
     save_checkpoint(str(tmp_path / "a.pth"), model.state_dict())
-    other = make_model(**{"SWIN.EMBED_DIM": 24})
+    other = make_model(**{"PIXEL_DECODER.FFN_DIM": 48})
     with caplog.at_level(logging.WARNING):
         report = load_weights(other, tmp_path / "a.pth", warm_start=True)
-    assert report.misshapen and report.taken
-    assert f"{len(report.taken)} tensors taken" in caplog.text and "of another shape" in caplog.text
+    assert len(report.misshapen) == 2 * 3 and report.taken
+    (record,) = caplog.records
+    assert f"{len(report.taken)} tensors taken" in record.message and "of another shape" in record.message
     assert torch.equal(other.pixel_decoder.level_embed, model.pixel_decoder.level_embed)
+
+
+RESNET = {
+    "BACKBONE.NAME": "build_resnet_backbone",
+    "RESNETS.DEPTH": 18,
+    "RESNETS.RES2_OUT_CHANNELS": 64,
+    "PIXEL_DECODER.IN_FEATURES": ["res3", "res4", "res5"],
+}
+
+
+@pytest.mark.parametrize(
+    "changes, difference",
+    [
+        ({"SWIN.EMBED_DIM": 24}, r"73 of another shape: backbone\.patch_embed"),
+        ({"SWIN.DEPTHS": [1, 1, 3, 1]}, r"missing: backbone\.layers\.2\.blocks\.2"),
+        ({"SWIN.DEPTHS": [1, 1, 1, 1]}, r"unexpected: backbone\.layers\.2\.blocks\.1"),
+        (RESNET, r"missing: backbone\.stem.*unexpected: backbone\.patch_embed"),
+    ],
+)
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_another_backbone_is_refused_also_by_a_warm_start(tmp_path, make_model, model, changes, difference, warm_start):
+    state = {**model.state_dict(), "backbone.patch_embed.projection.weight": torch.ones(96, 3, 4, 4)}  # Swin-T's
+    save_checkpoint(str(tmp_path / "a.pth"), state if changes is RESNET else model.state_dict())
+    other = make_model(**changes)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=difference if warm_start else "does not fit the model") as refused:
+        load_weights(other, tmp_path / "a.pth", warm_start=warm_start)
+    assert "the checkpoint holds Grounding DINO, " + ("Swin-T" if changes is RESNET else "a Swin of 12") in str(
+        refused.value
+    )
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    if not warm_start:
+        return
+    report = load_weights(other, tmp_path / "a.pth", warm_start=True, ignore=["^backbone"])
+    assert not any(name.startswith("backbone") for name in report.taken)
+    assert torch.equal(other.transformer_decoder.norm.weight, model.transformer_decoder.norm.weight)
+
+
+def test_a_warm_start_without_a_backbone_in_the_file(tmp_path, make_model, model):
+    rest = {key: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}
+    save_checkpoint(str(tmp_path / "a.pth"), rest)
+    report = load_weights(make_model(), tmp_path / "a.pth", warm_start=True)
+    assert set(report.taken) == set(rest)
+
+
+def test_output_norms_do_not_make_another_backbone(tmp_path, make_model, model):
+    finer = make_model(**{"SWIN.OUT_FEATURES": ["stage1", "stage2", "stage3", "stage4"]})
+    save_checkpoint(str(tmp_path / "a.pth"), model.state_dict())
+    report = load_weights(finer, tmp_path / "a.pth", warm_start=True)
+    assert set(report.new) == {"backbone.norms.stage1.weight", "backbone.norms.stage1.bias"}
+
+
+def test_counters_of_norms_need_no_counterpart(tmp_path, make_model):
+    """A file of frozen norms fills a model whose norms count their steps, and the other way round."""
+    frozen = make_model(**RESNET)
+    counting = make_model(**{**RESNET, "RESNETS.NORM": "BN"})
+    save_checkpoint(str(tmp_path / "frozen.pth"), frozen.state_dict())
+    report = load_weights(counting, tmp_path / "frozen.pth")
+    assert not report.new and torch.equal(counting.backbone.stem.conv1.weight, frozen.backbone.stem.conv1.weight)
+    counting.backbone.stem.conv1.norm.num_batches_tracked.fill_(5)
+    save_checkpoint(str(tmp_path / "counting.pth"), counting.state_dict())
+    load_weights(frozen, tmp_path / "counting.pth")
+    other = make_model(**{**RESNET, "RESNETS.NORM": "BN"})
+    load_weights(other, tmp_path / "counting.pth")
+    assert other.backbone.stem.conv1.norm.num_batches_tracked == 5
 
 
 def test_unknown_models_are_named(tmp_path):
