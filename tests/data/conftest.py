@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grounding_dino  # noqa: F401  (makes detectron2 importable)
+from grounding_dino.data.segmentation_maps import write_panoptic_map
 
 import numpy as np
 import pytest
@@ -85,5 +86,33 @@ def write_tar(tmp_path: Path, picture: Callable[..., bytes]) -> Callable[..., st
         number = int(row["filename"].split(".")[0])
         encoded = picture(number, row["width"], row["height"])
         return [(f"{number:04}.png", encoded), (f"{number:04}.json", json.dumps(row).encode())]
+
+    return write
+
+
+@pytest.fixture
+def write_panoptic(data_root: Path) -> Callable[..., dict[str, Any]]:
+    """`write_panoptic(json_file, image_root, png_root, maps, categories)`: a set in COCO's panoptic format.
+
+    `maps` are {name: (segment ids (H, W), {segment id: category id})}, paths below `data_root`; image ids count from 1.
+    Returns the content of the json, which may be changed and written again.
+    """
+
+    def write(
+        json_file: str, image_root: str, png_root: str, maps: dict[str, Any], categories: Iterable[dict]
+    ) -> dict[str, Any]:
+        for folder in (image_root, png_root, str(Path(json_file).parent)):
+            (data_root / folder).mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": [dict(c) for c in categories]}
+        for number, (name, (ids, classes)) in enumerate(maps.items(), start=1):
+            ids = np.asarray(ids)
+            Image.fromarray(np.zeros((*ids.shape, 3), dtype=np.uint8)).save(data_root / image_root / f"{name}.jpg")
+            write_panoptic_map(data_root / png_root / f"{name}.png", ids)
+            size = {"height": ids.shape[0], "width": ids.shape[1]}
+            content["images"].append({"id": number, "file_name": f"{name}.jpg", **size})
+            segments = [{"id": segment, "category_id": category, "iscrowd": 0} for segment, category in classes.items()]
+            content["annotations"].append({"image_id": number, "file_name": f"{name}.png", "segments_info": segments})
+        (data_root / json_file).write_text(json.dumps(content))
+        return content
 
     return write
