@@ -14,6 +14,7 @@ from typing import Any
 
 from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
 from grounding_dino.pictures import IMAGE_FORMATS, RgbArray, to_rgb
+from grounding_dino.structures import InstanceList
 from grounding_dino.text.phrases import best_words, decode_phrases
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 
@@ -28,17 +29,7 @@ BOX_THRESHOLD = 0.35
 TEXT_THRESHOLD = 0.25
 
 
-class Labels(list[str]):
-    """One text an instance; also indexed by the masks and index tensors that `Instances` is indexed with."""
-
-    def __getitem__(self, item: Any) -> Any:
-        if isinstance(item, (int, slice)):
-            chosen = super().__getitem__(item)
-            return Labels(chosen) if isinstance(item, slice) else chosen
-        indices = np.arange(len(self))[np.asarray(item.cpu() if isinstance(item, torch.Tensor) else item)]
-        if indices.ndim == 0:
-            return super().__getitem__(int(indices))
-        return Labels(super(Labels, self).__getitem__(i) for i in indices.tolist())
+Labels = InstanceList[str]
 
 
 class GroundingPredictor:
@@ -182,6 +173,7 @@ class GroundingPredictor:
         phrases = decode_phrases(found.token_logits, prompt, encoder.tokenizer, text_threshold)
         words = best_words(found.token_logits, prompt, encoder.tokenizer)
         found.remove("token_logits")
+        found.remove("query_indices")
         found.phrases = Labels(phrase.strip() or word for phrase, word in zip(phrases, words))
         return found
 

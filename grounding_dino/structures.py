@@ -8,9 +8,13 @@ A structure is never edited by its receiver: use :func:`dataclasses.replace`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 
@@ -63,15 +67,17 @@ class FeaturePyramid:
     maps: list[Tensor]  # L x (B, C, h, w)
     padding_masks: list[Tensor]  # L x (B, h, w) bool, True on padding
     has_padding: bool = True  # False: the host knows that no mask has a True, without waiting for the device
-    mask_map: Tensor | None = None  # (B, C, H/4, W/4): the finest backbone map, projected for mask features
-    mask_map_sizes: tuple[tuple[int, int], ...] = ()  # (h, w) of each picture's own part of it
+    mask_map: Tensor | None = None  # (B, C, H/4, W/4): the backbone's map of stride 4, projected for mask features
+    frames: tuple[tuple[int, int], ...] = ()  # (h, w) pixels that each picture's boxes and masks are relative to
 
     def select(self, pictures: list[int]) -> FeaturePyramid:
         """The pyramid of some of the batch's pictures (repeats allowed), in that order."""
         if pictures == list(range(len(self.maps[0]))):
             return self
         maps, masks = ([level[pictures] for level in levels] for levels in (self.maps, self.padding_masks))
-        return FeaturePyramid(maps, masks, self.has_padding)
+        mask_map = None if self.mask_map is None else self.mask_map[pictures]
+        frames = tuple(self.frames[i] for i in pictures if self.frames)
+        return FeaturePyramid(maps, masks, self.has_padding, mask_map, frames)
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,11 @@ class DecoderOutput:
 class Targets:
     """Ground truth of one picture with N objects."""
 
-    labels: Tensor  # (N,) int64: index into the picture's categories (or phrases)
+    labels: Tensor  # (N,) int64: index into the picture's categories (or phrases), or column of the class head
     boxes: Tensor  # (N, 4) cxcywh in [0, 1] of the unpadded picture
     masks: Tensor | None = None  # (N, H, W) bool
     positive_map: Tensor | None = None  # (N, T) float: 1 on the tokens of the object's text, else 0
+    is_thing: Tensor | None = None  # (N,) bool: False has no box loss; None: all have
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,8 +140,8 @@ class Targets:
 class DenoisingBatch:
     """Noised ground truth as extra decoder queries, and how to read their predictions.
 
-    Slot layout of one picture: group-major, and within a group first the `max_targets` positives, then as many
-    negatives (DINO, section 3.3).
+    Slot layout of one picture: group-major, and within a group first the `max_targets` positives, then, in contrastive
+    denoising, as many negatives (DINO, section 3.3).
     """
 
     content: Tensor  # (B, D, C); zero in unused slots
@@ -146,3 +153,36 @@ class DenoisingBatch:
     target_index: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
     # (B, D) int64: which target (counted through the batch) a positive slot rebuilds; -1 on negative and unused slots
     num_positives: int = 0  # of the batch: kept targets x groups
+
+
+Item = TypeVar("Item")
+
+
+class InstanceList(list[Item]):
+    """One item an instance; also indexed by the masks and index tensors that `Instances` is indexed with."""
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, (int, slice)):
+            chosen = super().__getitem__(item)
+            return type(self)(chosen) if isinstance(chosen, list) else chosen
+        indices = np.arange(len(self))[np.asarray(item.cpu() if isinstance(item, Tensor) else item)]
+        if indices.ndim == 0:
+            return super().__getitem__(int(indices))
+        return type(self)(super(InstanceList, self).__getitem__(i) for i in indices.tolist())
+
+
+class RleMasks(InstanceList[dict[str, Any]]):
+    """Masks in COCO's compressed run-length encoding, one an instance: dicts of `size` [h, w] and `counts` (str)."""
+
+    @classmethod
+    def encode(cls, masks: Tensor) -> RleMasks:
+        """Encode bool masks (N, H, W)."""
+        arrays = np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0).astype(np.uint8))
+        found: Iterable[dict[str, Any]] = coco_mask.encode(arrays) if len(masks) else ()
+        return cls({"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in found)
+
+    def decode(self) -> Tensor:
+        """(N, H, W) bool; (0, 0, 0) without masks."""
+        if not self:
+            return torch.zeros(0, 0, 0, dtype=torch.bool)
+        return torch.from_numpy(coco_mask.decode(list(self)).transpose(2, 0, 1).astype(bool))

@@ -6,6 +6,8 @@ Overlaps do not change when an axis is scaled, so boxes in [0, 1] and boxes in p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,24 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 def paired_generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Generalised IoU of each box with its partner: (..., 4) and (..., 4) XYXY -> (...)."""
     return _generalized_iou(boxes1, boxes2)
+
+
+def boxes_of_masks(masks: Tensor, last_pixel: int = 1, empty: Sequence[float] = (0.0, 0.0, 0.0, 0.0)) -> Tensor:
+    """Boxes around masks (..., H, W) bool: (..., 4) cxcywh as a share of their width and height.
+
+    Args:
+        last_pixel: 1 counts the extent of the last column and row, 0 does not.
+        empty: the box of a mask without a pixel.
+    """
+    height, width = masks.shape[-2:]
+    corners: list[Tensor] = []
+    for inside, size in ((masks.any(-2), width), (masks.any(-1), height)):
+        place = torch.arange(size, device=masks.device)
+        first = torch.where(inside, place, size).amin(-1)
+        last = torch.where(inside, place, -1).amax(-1)
+        corners += [first / size, (last + last_pixel) / size]
+    boxes = box_xyxy_to_cxcywh(torch.stack([corners[i] for i in (0, 2, 1, 3)], dim=-1))
+    return torch.where(masks.any(-1).any(-1)[..., None], boxes, boxes.new_tensor(list(empty)))
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:

@@ -63,7 +63,7 @@ class Case:
             return torch.from_numpy(self.golden["topk_indices"]), None
 
         model.query_selection.select = select
-        queries, _ = model.query_selection(self.memory, self.text)
+        queries, _ = model.query_selection(self.memory, self.text, model.transformer_decoder)
         del model.query_selection.select
         self.scores, self.indices = seen
         self.output: DecoderOutput = model.transformer_decoder(queries, self.memory, self.text)

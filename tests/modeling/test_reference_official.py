@@ -66,7 +66,7 @@ class Run:
 
         model.query_selection.select = select
         try:
-            queries, _ = model.query_selection(self.memory, self.text)
+            queries, _ = model.query_selection(self.memory, self.text, model.transformer_decoder)
         finally:
             del model.query_selection.select
         return seen[0], seen[1], queries

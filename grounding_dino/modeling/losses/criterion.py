@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from grounding_dino.layers.box_ops import as_float32_at_least, box_cxcywh_to_xyxy, paired_generalized_box_iou
 from grounding_dino.modeling.losses.functional import sigmoid_focal_loss
+from grounding_dino.modeling.losses.mask_losses import MaskLosses, masks_of
 from grounding_dino.modeling.losses.matcher import HungarianMatcher, Matches
 from grounding_dino.structures import DecoderOutput, DenoisingBatch, Predictions, Targets
 
@@ -16,12 +18,24 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+CLASS_LOSSES = ("focal", "cross_entropy")
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Predictions of S stages, in float32 or better."""
+
+    logits: Tensor  # (S, B, Q, K)
+    boxes: Tensor  # (S, B, Q, 4)
+    masks: list[Tensor] | None  # S x (B, Q, h, w); stacked they would take their memory twice
+    suffixes: Sequence[str]  # of the names of their losses
+
 
 class SetCriterion(nn.Module):
     """Losses of every prediction stage: each decoder layer, the encoder's proposals, and the denoising queries.
 
-    Matched queries learn their target's classes (or text tokens, where targets have a `positive_map`) and box, all
-    others are background. Sums are divided by the number of targets in the batch, averaged over processes;
+    Matched queries learn their target's classes (or text tokens, where targets have a `positive_map`), box and mask,
+    all others are background. Sums are divided by the number of targets in the batch, averaged over processes;
     those of denoising queries by the number of positives.
     """
 
@@ -33,26 +47,56 @@ class SetCriterion(nn.Module):
         class_weight: float = 1.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
+        class_loss: str = "focal",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        no_object_weight: float = 0.1,
+        mask_losses: MaskLosses | None = None,
     ) -> None:
-        """`matcher` pairs queries and targets; the weights multiply the three losses; alpha and gamma: focal loss."""
+        """
+        Args:
+            matcher: pairs queries and targets.
+            class_weight, l1_weight, giou_weight: factors of the three losses.
+            class_loss: "focal", or "cross_entropy", whose last column means "no object".
+            focal_alpha, focal_gamma: of the focal loss.
+            no_object_weight: of queries without a target in the cross-entropy.
+            mask_losses: None without masks.
+
+        Raises:
+            ValueError: an unknown class loss.
+        """
         super().__init__()
+        if class_loss not in CLASS_LOSSES:
+            raise ValueError(f"unknown MODEL.LOSS.CLASS {class_loss!r}; choose from {CLASS_LOSSES}")
         self.matcher = matcher
         self.weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight}
+        self.class_loss = class_loss
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.no_object_weight = no_object_weight
+        self.mask_losses = mask_losses
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.LOSS and MODEL.MATCHER."""
+        loss = cfg.MODEL.LOSS
+        masks = MaskLosses(
+            mask_weight=loss.MASK_WEIGHT,
+            dice_weight=loss.DICE_WEIGHT,
+            num_points=loss.NUM_POINTS,
+            oversample_ratio=loss.OVERSAMPLE_RATIO,
+            importance_ratio=loss.IMPORTANCE_SAMPLE_RATIO,
+        )
         return {
             "matcher": HungarianMatcher(cfg),
-            "class_weight": cfg.MODEL.LOSS.CLASS_WEIGHT,
-            "l1_weight": cfg.MODEL.LOSS.L1_WEIGHT,
-            "giou_weight": cfg.MODEL.LOSS.GIOU_WEIGHT,
-            "focal_alpha": cfg.MODEL.LOSS.FOCAL_ALPHA,
-            "focal_gamma": cfg.MODEL.LOSS.FOCAL_GAMMA,
+            "class_weight": loss.CLASS_WEIGHT,
+            "l1_weight": loss.L1_WEIGHT,
+            "giou_weight": loss.GIOU_WEIGHT,
+            "class_loss": loss.CLASS,
+            "focal_alpha": loss.FOCAL_ALPHA,
+            "focal_gamma": loss.FOCAL_GAMMA,
+            "no_object_weight": loss.NO_OBJECT_WEIGHT,
+            "mask_losses": masks if cfg.MODEL.MASK_ON else None,
         }
 
     def forward(
@@ -72,44 +116,44 @@ class SetCriterion(nn.Module):
             text_padding_mask: (B, T) bool, True on padded tokens; None for classes.
 
         Returns:
-            `loss_class`, `loss_l1`, `loss_giou` of the last layer; with the suffix `_{layer}` of the earlier ones,
-            `_encoder` of the proposals, `_denoising` and `_denoising_{layer}` of the denoising queries.
+            `loss_class`, `loss_l1`, `loss_giou` (with masks `loss_mask`, `loss_dice`) of the last layer; with the
+            suffix `_{layer}` of the earlier ones, `_encoder` of the proposals, `_denoising` and `_denoising_{layer}` of
+            the denoising queries.
 
         Raises:
-            ValueError: a positive map does not have one column per logit.
+            ValueError: a positive map does not have one column per logit, or a target lacks masks.
             FloatingPointError: from the matcher, on predictions that are not finite.
         """
         with torch.autocast(output.layers[0].pred_logits.device.type, enabled=False):
-            logits, boxes = _stack(output.layers)
-            _check_positive_maps(targets, logits.shape[-1])
+            _check_positive_maps(targets, output.layers[0].pred_logits.shape[-1])
             valid = None if text_padding_mask is None else ~text_padding_mask
-            num_targets, num_positives = self._normalisers(targets, denoising, logits.device)
-            suffixes = _layer_suffixes(len(output.layers))
-            if output.encoder is None:
-                losses = self._match_and_compare(logits, boxes, targets, valid, num_targets, suffixes)
-            elif output.encoder.pred_logits.shape == logits.shape[1:]:
-                logits, boxes = _stack([*output.layers, output.encoder])
-                suffixes = [*suffixes, "_encoder"]
-                losses = self._match_and_compare(logits, boxes, targets, valid, num_targets, suffixes)
-            else:
-                losses = self._match_and_compare(logits, boxes, targets, valid, num_targets, suffixes)
-                stage = _stack([output.encoder])
-                losses |= self._match_and_compare(*stage, targets, valid, num_targets, ["_encoder"])
+            device = output.layers[0].pred_logits.device
+            num_targets, num_positives = self._normalisers(targets, denoising, device)
+            losses: dict[str, Tensor] = {}
+            for stages in self._matched_stages(output):
+                matches = self.matcher(stages.logits, stages.boxes, targets, valid, stages.masks)
+                losses |= self._compare(stages, targets, matches, valid, num_targets)
             if denoising is not None:
                 losses |= self._denoising_losses(output, targets, denoising, valid, num_positives)
             return losses
 
-    def _match_and_compare(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        targets: Sequence[Targets],
-        valid: Tensor | None,
-        normaliser: Tensor,
-        suffixes: Sequence[str],
-    ) -> dict[str, Tensor]:
-        matches = self.matcher(logits, boxes, targets, valid)
-        return self._compare(logits, boxes, targets, matches, valid, normaliser, suffixes)
+    def _matched_stages(self, output: DecoderOutput) -> list[_Stages]:
+        """The decoder's layers and the encoder: together where they have the same shape."""
+        suffixes = _layer_suffixes(len(output.layers))
+        if output.encoder is None:
+            return [self._stack(output.layers, suffixes)]
+        alike = output.encoder.pred_logits.shape == output.layers[0].pred_logits.shape
+        if alike and (output.encoder.pred_masks is None) == (output.layers[0].pred_masks is None):
+            return [self._stack([*output.layers, output.encoder], [*suffixes, "_encoder"])]
+        return [self._stack(output.layers, suffixes), self._stack([output.encoder], ["_encoder"])]
+
+    def _stack(self, stages: Sequence[Predictions], suffixes: Sequence[str]) -> _Stages:
+        logits = torch.stack([p.pred_logits for p in stages])
+        boxes = torch.stack([p.pred_boxes for p in stages])
+        masks = None
+        if self.mask_losses is not None and stages[0].pred_masks is not None:
+            masks = [p.pred_masks for p in stages if p.pred_masks is not None]
+        return _Stages(as_float32_at_least(logits), as_float32_at_least(boxes), masks, suffixes)
 
     def _denoising_losses(
         self,
@@ -122,43 +166,90 @@ class SetCriterion(nn.Module):
         suffixes = ["_denoising" + suffix for suffix in _layer_suffixes(len(output.layers))]
         if denoising.content.shape[1] == 0:
             zero = denoising.content.sum()  # of nothing, but part of the label embedding's graph
-            return {f"loss_{name}{suffix}": zero for suffix in suffixes for name in self.weights}
+            names = [*self.weights, *([] if self.mask_losses is None else self.mask_losses.weights)]
+            return {f"loss_{name}{suffix}": zero for suffix in suffixes for name in names}
         if output.denoising is None:
             raise ValueError(
                 f"{denoising.content.shape[1]} denoising queries were made but the decoder's output has no predictions "
                 "for them; set DecoderOutput.denoising to the first queries of each layer"
             )
-        logits, boxes = _stack(output.denoising)
+        stages = self._stack(output.denoising, suffixes)
         picture, slot = (denoising.target_index >= 0).nonzero(as_tuple=True)
         target = denoising.target_index[picture, slot]
-        matches = Matches(picture, slot.expand(len(logits), -1), target.expand(len(logits), -1))
-        return self._compare(logits, boxes, targets, matches, valid, normaliser, suffixes)
+        matches = Matches(picture, slot.expand(len(suffixes), -1), target.expand(len(suffixes), -1))
+        return self._compare(stages, targets, matches, valid, normaliser)
 
     def _compare(
         self,
-        logits: Tensor,
-        boxes: Tensor,
+        stages: _Stages,
         targets: Sequence[Targets],
         matches: Matches,
         valid: Tensor | None,
         normaliser: Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses of S stages, given which query learns which target."""
+        stage = torch.arange(len(stages.logits), device=stages.logits.device)[:, None]
+        matched = (stage, matches.picture, matches.query)  # broadcasts to (S, M)
+        gt_boxes = torch.cat([t.boxes for t in targets]).to(stages.boxes)[matches.target]  # (S, M, 4)
+        pred_boxes = stages.boxes[matched]
+        l1 = F.l1_loss(pred_boxes, gt_boxes, reduction="none").sum(-1)
+        giou = 1 - paired_generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(gt_boxes))
+        if any(t.is_thing is not None for t in targets):
+            things = torch.cat(
+                [torch.ones_like(t.labels, dtype=torch.bool) if t.is_thing is None else t.is_thing for t in targets]
+            )[matches.target]  # (S, M)
+            l1, giou = l1 * things, giou * things
+        values = {
+            "class": self._class_losses(stages.logits, targets, matches, matched, valid, normaliser),
+            "l1": l1.sum(dim=1) * (self.weights["l1"] / normaliser),
+            "giou": giou.sum(dim=1) * (self.weights["giou"] / normaliser),
+        }
+        losses = {name: value.unbind() for name, value in values.items()}
+        found = {f"loss_{name}{suffix}": losses[name][i] for i, suffix in enumerate(stages.suffixes) for name in losses}
+        if self.mask_losses is not None and stages.masks is not None:
+            found |= self._mask_losses(stages.masks, targets, matches, normaliser, stages.suffixes)
+        return found
+
+    def _class_losses(
+        self,
+        logits: Tensor,
+        targets: Sequence[Targets],
+        matches: Matches,
+        matched: tuple[Tensor, Tensor, Tensor],
+        valid: Tensor | None,
+        normaliser: Tensor,
+    ) -> Tensor:
+        """(S,) weighted class losses of logits (S, B, Q, K)."""
+        if self.class_loss == "focal":
+            gt_classes = torch.zeros_like(logits, dtype=torch.bool)
+            gt_classes[matched] = _class_rows(targets, logits.shape[-1])[matches.target]
+            valid = None if valid is None else valid[:, None]  # (B, 1, K)
+            focal = sigmoid_focal_loss(logits, gt_classes, valid, self.focal_alpha, self.focal_gamma)
+            return focal.sum(dim=(1, 2, 3)) * (self.weights["class"] / normaliser)
+        no_object = logits.shape[-1] - 1
+        labels = torch.full(logits.shape[:-1], no_object, device=logits.device)
+        labels[matched] = torch.cat([t.labels for t in targets])[matches.target]
+        weights = logits.new_ones(logits.shape[-1])
+        weights[no_object] = self.no_object_weight
+        # a mean weighted by class over the queries, whatever the number of targets
+        losses = [F.cross_entropy(x.flatten(0, 1), y.flatten(), weights) for x, y in zip(logits, labels)]
+        return self.weights["class"] * torch.stack(losses)
+
+    def _mask_losses(
+        self,
+        pred_masks: Sequence[Tensor],
+        targets: Sequence[Targets],
+        matches: Matches,
+        normaliser: Tensor,
         suffixes: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Losses of S stages, given (S, B, Q, K) logits, (S, B, Q, 4) boxes and which query learns which target."""
-        stage = torch.arange(len(logits), device=logits.device)[:, None]
-        matched = (stage, matches.picture, matches.query)  # broadcasts to (S, M)
-        gt_classes = torch.zeros_like(logits, dtype=torch.bool)
-        gt_classes[matched] = _class_rows(targets, logits.shape[-1])[matches.target]
-        gt_boxes = torch.cat([t.boxes for t in targets]).to(boxes)[matches.target]  # (S, M, 4)
-        pred_boxes = boxes[matched]
-
-        valid = None if valid is None else valid[:, None]  # (B, 1, K)
-        focal = sigmoid_focal_loss(logits, gt_classes, valid, self.focal_alpha, self.focal_gamma)
-        l1 = F.l1_loss(pred_boxes, gt_boxes, reduction="none")
-        giou = 1 - paired_generalized_box_iou(box_cxcywh_to_xyxy(pred_boxes), box_cxcywh_to_xyxy(gt_boxes))
-        sums = {"class": focal.sum(dim=(1, 2, 3)), "l1": l1.sum(dim=(1, 2)), "giou": giou.sum(dim=1)}
-        losses = {name: (value * (self.weights[name] / normaliser)).unbind() for name, value in sums.items()}
-        return {f"loss_{name}{suffix}": losses[name][i] for i, suffix in enumerate(suffixes) for name in losses}
+        assert self.mask_losses is not None
+        truth = torch.cat([masks_of(t, pred_masks[0]) for t in targets])  # (N of the batch, H, W)
+        found = {}
+        for masks, query, target, suffix in zip(pred_masks, matches.query, matches.target, suffixes):
+            losses = self.mask_losses(masks[matches.picture, query], truth[target], normaliser)
+            found.update({f"loss_{name}{suffix}": value for name, value in losses.items()})
+        return found
 
     def _normalisers(
         self, targets: Sequence[Targets], denoising: DenoisingBatch | None, device: torch.device
@@ -179,13 +270,6 @@ class SetCriterion(nn.Module):
 
 def _layer_suffixes(num_layers: int) -> list[str]:
     return [*(f"_{i}" for i in range(num_layers - 1)), ""]
-
-
-def _stack(stages: Sequence[Predictions]) -> tuple[Tensor, Tensor]:
-    """(S, B, Q, K) logits and (S, B, Q, 4) boxes."""
-    logits = torch.stack([p.pred_logits for p in stages])
-    boxes = torch.stack([p.pred_boxes for p in stages])
-    return as_float32_at_least(logits), as_float32_at_least(boxes)
 
 
 def _class_rows(targets: Sequence[Targets], num_classes: int) -> Tensor:

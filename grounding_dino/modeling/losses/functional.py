@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_MAX_CHUNK = 2**24  # elements of masks in floating point at once
+
 
 def sigmoid_focal_loss(
     logits: Tensor, targets: Tensor, valid: Tensor | None = None, alpha: float = 0.25, gamma: float = 2.0
@@ -27,3 +29,56 @@ def sigmoid_focal_loss(
         wrong = wrong.masked_fill(~valid, -1e4)  # certainly right: loss and gradient are exactly 0
     weight = torch.where(targets, alpha, 1 - alpha)
     return weight * wrong.sigmoid().pow(gamma) * F.softplus(wrong)
+
+
+def point_sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Values of maps at points between their cells, bilinear, 0 outside.
+
+    Args:
+        maps: (N, C, H, W), of any dtype; read in float32 or better.
+        points: (N, P, 2) x, y as a share of width and height; cell (0, 0) is centred at (0.5 / W, 0.5 / H).
+
+    Returns:
+        (N, C, P).
+    """
+    maps, points = as_float32_at_least(maps), as_float32_at_least(points)
+    grid = (2 * points - 1)[:, :, None]  # (N, P, 1, 2)
+    return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", align_corners=False)[..., 0]
+
+
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Values in [0, 1] of bool masks (N, H, W) at points (N, P, 2), or (1, P, 2) for all: (N, P).
+
+    A few masks at a time: in floating point all of a dense picture's would take gigabytes.
+    """
+    step = max(1, _MAX_CHUNK // max(1, masks[:1].numel()))
+    if len(points) == 1:
+        chunks = [point_sample(part[None], points)[0] for part in masks.split(step)]
+    else:
+        parts = zip(masks.split(step), points.split(step))
+        chunks = [point_sample(part[:, None], where)[:, 0] for part, where in parts]
+    return torch.cat(chunks) if chunks else points.new_zeros(0, points.shape[1])
+
+
+@torch.no_grad()
+def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float) -> Tensor:
+    """Points (N, P, 2) at which masks of `logits` (N, h, w) are compared: mostly where these are undecided.
+
+    Of `oversample_ratio` x P random places the `importance_ratio` x P with logits nearest to 0 are taken; the rest is
+    random (Kirillov et al., "PointRend", section 3.1).
+    """
+    candidates = torch.rand(len(logits), int(num_points * oversample_ratio), 2, device=logits.device)
+    doubt = -point_sample(logits[:, None], candidates)[:, 0].abs()  # (N, candidates)
+    num_uncertain = int(importance_ratio * num_points)
+    chosen = doubt.topk(num_uncertain, dim=1).indices[..., None].expand(-1, -1, 2)
+    rest = torch.rand(len(logits), num_points - num_uncertain, 2, device=logits.device)
+    return torch.cat((candidates.gather(1, chosen), rest), dim=1)
+
+
+def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """1 - the overlap of two masks relative to their sizes, smoothed by 1: (..., P), (..., P) in [0, 1] -> (...).
+
+    Milletari et al., "V-Net", 2016.
+    """
+    overlap = 2 * (probabilities * targets).sum(-1)
+    return 1 - (overlap + 1) / (probabilities.sum(-1) + targets.sum(-1) + 1)

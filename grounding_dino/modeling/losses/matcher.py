@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grounding_dino.layers.box_ops import as_float32_at_least, box_cxcywh_to_xyxy, generalized_box_iou
+from grounding_dino.modeling.losses.mask_losses import MaskCosts, masks_of
 from grounding_dino.structures import Targets
 
 import numpy as np
@@ -36,7 +37,8 @@ class HungarianMatcher(nn.Module):
     """Finds for each picture the one-to-one assignment of queries to targets with the least total cost.
 
     The cost of a pair is a weighted sum of a class cost, the L1 distance of the boxes (cxcywh in [0, 1]) and their
-    negative generalised IoU. All stages and pictures are computed together and copied to the host once.
+    negative generalised IoU, and, for models with masks, of mask costs. All stages and pictures are computed together
+    and copied to the host once.
     """
 
     @configurable
@@ -48,19 +50,24 @@ class HungarianMatcher(nn.Module):
         giou_weight: float,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        mask_costs: MaskCosts | None = None,
     ) -> None:
-        """Weights of the three costs; `focal_alpha` and `focal_gamma` as in the class loss."""
+        """Weights of the three costs; `focal_alpha` and `focal_gamma` as in the class loss; None: no masks."""
         super().__init__()
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.mask_costs = mask_costs
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read MODEL.MATCHER and the focal parameters of MODEL.LOSS."""
+        matcher = cfg.MODEL.MATCHER
+        masks = MaskCosts(matcher.MASK_WEIGHT, matcher.DICE_WEIGHT, cfg.MODEL.LOSS.NUM_POINTS)
         return {
+            "mask_costs": masks if cfg.MODEL.MASK_ON else None,
             "class_weight": cfg.MODEL.MATCHER.CLASS_WEIGHT,
             "l1_weight": cfg.MODEL.MATCHER.L1_WEIGHT,
             "giou_weight": cfg.MODEL.MATCHER.GIOU_WEIGHT,
@@ -70,7 +77,12 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, pred_logits: Tensor, pred_boxes: Tensor, targets: Sequence[Targets], valid: Tensor | None = None
+        self,
+        pred_logits: Tensor,
+        pred_boxes: Tensor,
+        targets: Sequence[Targets],
+        valid: Tensor | None = None,
+        pred_masks: Sequence[Tensor] | None = None,
     ) -> Matches:
         """Match all stages of a batch.
 
@@ -79,6 +91,7 @@ class HungarianMatcher(nn.Module):
             pred_boxes: (S, B, Q, 4) cxcywh in [0, 1].
             targets: of the B pictures; with a `positive_map` the classes are text tokens, without it `labels`.
             valid: (B, K) bool, False on padded text tokens.
+            pred_masks: S x (B, Q, h, w) logits; None where masks do not count.
 
         Raises:
             FloatingPointError: a cost is NaN or infinite.
@@ -90,7 +103,7 @@ class HungarianMatcher(nn.Module):
         target = np.zeros((stages, matched), dtype=np.int64)
         picture = np.zeros(matched, dtype=np.int64)
         if matched:
-            costs = self.costs(pred_logits, pred_boxes, targets, valid).cpu().numpy()
+            costs = self.costs(pred_logits, pred_boxes, targets, valid, pred_masks).cpu().numpy()
             first_target, start = 0, 0
             for index, count in enumerate(counts):
                 cost = costs[:, index, :, :count]
@@ -106,7 +119,12 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def costs(
-        self, pred_logits: Tensor, pred_boxes: Tensor, targets: Sequence[Targets], valid: Tensor | None = None
+        self,
+        pred_logits: Tensor,
+        pred_boxes: Tensor,
+        targets: Sequence[Targets],
+        valid: Tensor | None = None,
+        pred_masks: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """(S, B, Q, N) matching costs, N the largest number of targets; columns beyond a picture's own mean nothing."""
         with torch.autocast(pred_logits.device.type, enabled=False):  # matrix products would run in half precision
@@ -118,11 +136,17 @@ class HungarianMatcher(nn.Module):
             step = max(1, _MAX_CHUNK // pred_boxes[..., 0].numel())
             chunks = []
             for boxes, classes in zip(gt_boxes.split(step, dim=1), gt_classes.split(step, dim=1), strict=True):
-                cost = self.class_weight * (_class_gain(gain, classes) + offset)
-                cost += self.l1_weight * torch.cdist(pred_boxes, boxes[None].expand(len(pred_boxes), -1, -1, -1), p=1)
+                cost = self.l1_weight * torch.cdist(pred_boxes, boxes[None].expand(len(pred_boxes), -1, -1, -1), p=1)
                 cost -= self.giou_weight * generalized_box_iou(pred_corners, box_cxcywh_to_xyxy(boxes))
-                chunks.append(cost)
-            return torch.cat(chunks, dim=-1)
+                chunks.append((cost, self.class_weight * (_class_gain(gain, classes) + offset)))
+            of_boxes, of_classes = (torch.cat(parts, dim=-1) for parts in zip(*chunks))
+            costs = _without_stuff(of_boxes, targets) + of_classes
+            if self.mask_costs is not None and pred_masks is not None:
+                for index, target in enumerate(targets):
+                    if len(target):
+                        masks = masks_of(target, costs)
+                        costs[:, index, :, : len(target)] += self.mask_costs([m[index] for m in pred_masks], masks)
+            return costs
 
     def _class_terms(self, logits: Tensor, valid: Tensor | None, by_token: bool) -> tuple[Tensor, Tensor]:
         """(S, B, Q, K) cost of calling a class present instead of absent, and (S, B, Q, 1) what a query pays anyway.
@@ -139,6 +163,16 @@ class HungarianMatcher(nn.Module):
             present, absent = present.masked_fill_(padded, 0.0), absent.masked_fill_(padded, 0.0)
         row = absent.sum(dim=-1, keepdim=True)
         return present.sub_(absent), row if by_token else torch.zeros_like(row)
+
+
+def _without_stuff(costs: Tensor, targets: Sequence[Targets]) -> Tensor:
+    """Box costs (S, B, Q, N) where stuff, whose boxes mean little, costs as much as things do on average."""
+    for index, target in enumerate(targets):
+        if target.is_thing is not None and not bool(target.is_thing.all()):
+            own = costs[:, index, :, : len(target)]
+            things = own[..., target.is_thing]
+            own[..., ~target.is_thing] = things.mean(-1, keepdim=True) if things.shape[-1] else 0.0
+    return costs
 
 
 def _class_gain(gain: Tensor, classes: Tensor) -> Tensor:

@@ -9,20 +9,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.layers.box_ops import box_xyxy_to_cxcywh
 from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
+from grounding_dino.modeling.fixed_classes import FixedClasses, fixed_classes
 from grounding_dino.modeling.input_projection import InputProjection, pyramid_of_padded, pyramid_of_pictures
 from grounding_dino.modeling.losses.criterion import SetCriterion
+from grounding_dino.modeling.mask_results import MaskResults
+from grounding_dino.modeling.meta_arch.ground_truth import ground_truth, picture_name
 from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
+from grounding_dino.modeling.pixel_decoder.mask_features import STRIDE, mask_size
 from grounding_dino.modeling.postprocess import postprocess_picture
-from grounding_dino.modeling.transformer_decoder import QuerySelection, build_transformer_decoder
+from grounding_dino.modeling.transformer_decoder import build_query_selection, build_transformer_decoder
 from grounding_dino.modeling.transformer_decoder.decoder import prepend_denoising
 from grounding_dino.modeling.transformer_decoder.denoising import DenoisingGenerator
-from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt, Targets
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, positive_map
+from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt, Targets, TextFeatures
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 from grounding_dino.text.text_encoder import build_text_encoder
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
 from detectron2.structures import ImageList
@@ -37,11 +41,29 @@ class InferenceOptions:
         pad_before_backbone: pad pictures to the batch's largest before the backbone.
         detections_per_image: best (query, category) pairs kept; of every prompt, and of all prompts together.
         categories_per_prompt: names in a prompt at most; 0 lists as many as fit.
+        masks: what a model with masks gives; None for boxes alone.
     """
 
     pad_before_backbone: bool = False
     detections_per_image: int = 300
     categories_per_prompt: int = 0
+    masks: MaskResults | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFormat:
+    """How pictures enter the model.
+
+    Attributes:
+        mean, std: of each channel, 0 to 255, in the order of the input.
+        padding_counts: padding is picture to the model, which boxes and masks are relative to, too.
+        divisibility: where padding counts, what pictures are padded to a multiple of.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    padding_counts: bool = False
+    divisibility: int = 0
 
 
 @META_ARCH_REGISTRY.register()
@@ -58,32 +80,43 @@ class GeneralizedDINO(nn.Module):
         backbone: Backbone,
         in_features: Sequence[str],
         input_projection: InputProjection,
-        text_encoder: nn.Module,
+        text_encoder: nn.Module | None,
+        classes: FixedClasses | None = None,
         pixel_decoder: nn.Module,
-        query_selection: QuerySelection,
+        query_selection: nn.Module,
         transformer_decoder: nn.Module,
         denoising: DenoisingGenerator | None,
         criterion: SetCriterion,
-        pixel_statistics: tuple[Sequence[float], Sequence[float]],
+        pictures: PictureFormat,
         inference: InferenceOptions = InferenceOptions(),
     ) -> None:
-        """`pixel_statistics`: mean and standard deviation of each channel, 0 to 255, in the order of the input."""
+        """Either `text_encoder` or `classes` says what can be found.
+
+        Raises:
+            ValueError: both, or neither.
+        """
         super().__init__()
+        if (text_encoder is None) == (classes is None):
+            raise ValueError("a model has either a text encoder (MODEL.TEXT_ENCODER.NAME) or a fixed list of classes")
         self.backbone = backbone
         self.in_features = list(in_features)
         self.input_projection = input_projection
         self.text_encoder = text_encoder
+        self.classes = classes
         self.pixel_decoder = pixel_decoder
         self.query_selection = query_selection
         self.transformer_decoder = transformer_decoder
         self.denoising = denoising
         self.criterion = criterion
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixel_statistics)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pictures.mean, pictures.std))
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
+        self.padding_counts = pictures.padding_counts
+        self.divisibility = pictures.divisibility if pictures.padding_counts else backbone.size_divisibility
         self.pad_before_backbone = inference.pad_before_backbone
         self.detections_per_image = inference.detections_per_image
         self.categories_per_prompt = inference.categories_per_prompt
+        self.masks = inference.masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -91,30 +124,25 @@ class GeneralizedDINO(nn.Module):
         backbone = build_backbone(cfg)
         if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
             checkpoint_blocks(backbone)
-        in_features = cfg.MODEL.PIXEL_DECODER.IN_FEATURES
-        shapes = backbone.output_shape()
-        missing = [name for name in in_features if name not in shapes]
-        if missing:
-            raise ValueError(
-                f"MODEL.PIXEL_DECODER.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives {sorted(shapes)}"
-            )
         return {
             "backbone": backbone,
-            "in_features": in_features,
-            "input_projection": InputProjection(
-                [shapes[name] for name in in_features], cfg.MODEL.EMBED_DIM, cfg.MODEL.PIXEL_DECODER.NUM_FEATURE_LEVELS
-            ),
+            "in_features": cfg.MODEL.PIXEL_DECODER.IN_FEATURES,
+            "input_projection": _build_projection(cfg, backbone),
             "text_encoder": build_text_encoder(cfg),
+            "classes": fixed_classes(cfg),
             "pixel_decoder": build_pixel_decoder(cfg),
-            "query_selection": QuerySelection(cfg),
+            "query_selection": build_query_selection(cfg),
             "transformer_decoder": build_transformer_decoder(cfg),
             "denoising": DenoisingGenerator(cfg) if cfg.MODEL.DENOISING.ENABLED_ON else None,
             "criterion": SetCriterion(cfg),
-            "pixel_statistics": (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD),
+            "pictures": PictureFormat(
+                cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, not cfg.MODEL.PADDING_MASK_ON, cfg.MODEL.SIZE_DIVISIBILITY
+            ),
             "inference": InferenceOptions(
                 pad_before_backbone=cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
                 detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
                 categories_per_prompt=cfg.TEST.CATEGORIES_PER_PROMPT,
+                masks=MaskResults.from_config(cfg) if cfg.MODEL.MASK_ON else None,
             ),
         }
 
@@ -124,20 +152,21 @@ class GeneralizedDINO(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses by name in training, else one `{"instances": Instances}` a picture (see `postprocess_picture`).
+        """Losses by name in training, else one dict a picture with `instances` (see `postprocess_picture`).
 
         Each input has `image` (C, H, W) uint8 or float 0 to 255, and `categories` or `caption` (with optional
-        `phrases`); in training also `instances`, whose `gt_classes` count that picture's categories or phrases.
+        `phrases`), which a model of fixed classes does without; in training also `instances`, whose `gt_classes` count
+        that picture's categories or phrases, or the classes, with `gt_masks` for a model with masks.
         """
         images = self.preprocess_image(batched_inputs)
         prompts = [self.prompts_of(inputs) for inputs in batched_inputs]
         features = self.extract_features(images)
         if self.training:
-            return self.losses(features, [p[0] for p in prompts], batched_inputs, images)
+            return self.losses(features, [p[0] for p in prompts], batched_inputs)
         predictions = self.predict(features, prompts)
         return [
-            postprocess_picture(found, inputs, image.shape[-2:], self.detections_per_image)
-            for found, inputs, image in zip(predictions, batched_inputs, images)
+            postprocess_picture(found, inputs, _size(image), self.detections_per_image, self.masks, frame)
+            for found, inputs, image, frame in zip(predictions, batched_inputs, images, features.frames)
         ]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
@@ -146,21 +175,24 @@ class GeneralizedDINO(nn.Module):
         Raises:
             ValueError: a picture has another number of channels, or no pixel.
         """
-        dtype = self.query_selection.content.weight.dtype
+        dtype = next(self.pixel_decoder.parameters()).dtype
         images = []
         for inputs in batched_inputs:
             image = inputs["image"]
             if image.dim() != 3 or len(image) != len(self.pixel_mean) or image.numel() == 0:
                 raise ValueError(
-                    f"the image of {_name(inputs)} has the shape {tuple(image.shape)}, but the model takes "
+                    f"the image of {picture_name(inputs)} has the shape {tuple(image.shape)}, but the model takes "
                     f"({len(self.pixel_mean)}, height, width); repeat the channel of a greyscale picture"
                 )
             image = image.to(self.device, torch.promote_types(dtype, torch.float32))
             images.append(((image - self.pixel_mean) / self.pixel_std).to(dtype))
         return images
 
-    def prompts_of(self, inputs: dict[str, Any]) -> list[Prompt]:
-        """The prompts of a picture: several where its categories do not fit in one."""
+    def prompts_of(self, inputs: dict[str, Any]) -> Sequence[Prompt | FixedClasses]:
+        """What a picture is asked for: prompts, several where its categories do not fit in one, or the classes."""
+        if self.classes is not None:
+            _check_nothing_else_asked(inputs, self.classes)
+            return [self.classes]
         encoder: Any = self.text_encoder
         tokenizer, max_tokens = encoder.tokenizer, encoder.max_tokens
         if "categories" in inputs:
@@ -168,13 +200,15 @@ class GeneralizedDINO(nn.Module):
             prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens, at_once)
             if self.training and len(prompts) > 1:
                 raise ValueError(
-                    f"the {len(inputs['categories'])} categories of {_name(inputs)} take more than {max_tokens} "
+                    f"the {len(inputs['categories'])} categories of {picture_name(inputs)} take more than {max_tokens} "
                     "tokens; sample fewer in training (INPUT.NUM_NEGATIVE_CATEGORIES)"
                 )
             return prompts
         if "caption" in inputs:
             return [build_caption_prompt(inputs["caption"], tokenizer, max_tokens, inputs.get("phrases"))]
-        raise ValueError(f"the input {_name(inputs)} names nothing to look for: give it 'categories' or 'caption'")
+        raise ValueError(
+            f"the input {picture_name(inputs)} names nothing to look for: give it 'categories' or 'caption'"
+        )
 
     def extract_features(self, images: list[Tensor]) -> FeaturePyramid:
         """The projected pyramid of a batch.
@@ -183,57 +217,78 @@ class GeneralizedDINO(nn.Module):
         change the features of real pixels; training pads first, as the authors do.
         """
         if self.training or self.pad_before_backbone:
-            batch = ImageList.from_tensors(images, self.backbone.size_divisibility)
-            return pyramid_of_padded(self._project(batch.tensor), batch.image_sizes, batch.tensor.shape[-2:])
+            batch = ImageList.from_tensors(images, self.divisibility)
+            padded = _size(batch.tensor)
+            sizes = [padded if self.padding_counts else _size(image) for image in images]
+            maps, mask_map = self._project(batch.tensor)
+            return pyramid_of_padded(maps, sizes, padded, mask_map)
+        if self.padding_counts:
+            images = [_padded_to_multiple(image, self.divisibility) for image in images]
         groups: dict[torch.Size, list[int]] = defaultdict(list)
         for i, image in enumerate(images):
             groups[image.shape].append(i)
         pictures: list[list[Tensor]] = [[] for _ in images]
+        mask_maps: dict[int, Tensor] = {}
         for members in groups.values():
-            maps = self._project(torch.stack([images[i] for i in members]))
+            maps, mask_map = self._project(torch.stack([images[i] for i in members]))
             for row, i in enumerate(members):
                 pictures[i] = [m[row] for m in maps]
-        return pyramid_of_pictures(pictures)
+                if mask_map is not None:
+                    mask_maps[i] = mask_map[row]
+        sizes = [_size(image) for image in images]
+        return pyramid_of_pictures(pictures, sizes, [mask_maps[i] for i in sorted(mask_maps)] or None)
 
-    def _project(self, batch: Tensor) -> list[Tensor]:
+    def _project(self, batch: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The levels' maps, finest first, and for a model with masks the map of stride 4."""
         maps = self.backbone(batch)
-        return self.input_projection([maps[name] for name in self.in_features])
+        projection = self.input_projection
+        levels = projection([maps[name] for name in self.in_features])
+        return levels, None if projection.mask_map is None else projection.mask_map(maps[projection.mask_input])
 
-    def predict(self, features: FeaturePyramid, prompts: list[list[Prompt]]) -> list[list[tuple[Prompt, Predictions]]]:
+    def predict(
+        self, features: FeaturePyramid, prompts: Sequence[Sequence[Prompt | FixedClasses]]
+    ) -> list[list[tuple[Prompt | FixedClasses, Predictions]]]:
         """For each picture its prompts with what was found; the backbone's work is shared by all prompts."""
-        found: list[list[tuple[Prompt, Predictions]]] = [[] for _ in prompts]
+        found: list[list[tuple[Prompt | FixedClasses, Predictions]]] = [[] for _ in prompts]
         for row in itertools.zip_longest(*prompts):
             pictures = [i for i, prompt in enumerate(row) if prompt is not None]
             chosen = [row[i] for i in pictures]
             output = self.detect(features.select(pictures), chosen)
-            last = output.layers[-1]
             for j, i in enumerate(pictures):
-                of_picture = Predictions(last.pred_logits[j], last.pred_boxes[j])
+                of_picture = _of_picture(output.layers[-1], j, features.frames[i])
                 found[i].append((chosen[j], _without_padding(of_picture) if features.has_padding else of_picture))
         return found
 
-    def detect(self, features: FeaturePyramid, prompts: Sequence[Prompt]) -> DecoderOutput:
+    def detect(self, features: FeaturePyramid, prompts: Sequence[Prompt | FixedClasses]) -> DecoderOutput:
         """One prompt a picture through encoder, query selection and decoder; the last layer's predictions."""
-        text = self.text_encoder(prompts)
+        text = self.encode_text(prompts)
         memory, text = self.pixel_decoder(features, text)
-        queries, _ = self.query_selection(memory, text)
+        queries, _ = self.query_selection(memory, text, self.transformer_decoder)
         return self.transformer_decoder(queries, memory, text, all_layers=False)
+
+    def encode_text(self, prompts: Sequence[Prompt | FixedClasses]) -> TextFeatures | None:
+        """Features of one prompt a picture; None for fixed classes."""
+        return None if self.text_encoder is None else self.text_encoder(prompts)
 
     def losses(
         self,
         features: FeaturePyramid,
-        prompts: list[Prompt],
+        prompts: Sequence[Prompt | FixedClasses],
         batched_inputs: list[dict[str, Any]],
-        images: list[Tensor],
     ) -> dict[str, Tensor]:
         """Weighted losses of all decoder layers, of the encoder, and of the denoising queries."""
-        text = self.text_encoder(prompts)
+        text = self.encode_text(prompts)
+        num_tokens = 0 if text is None else text.padding_mask.shape[1]
+        mask_frame = None
+        if self.masks is not None and features.mask_map is not None:
+            rows, columns = features.mask_map.shape[-2:]
+            mask_frame = (rows * STRIDE, columns * STRIDE)
         targets = [
-            self.target_of(inputs, prompt, image.shape[-2:], text.padding_mask.shape[1])
-            for inputs, prompt, image in zip(batched_inputs, prompts, images)
+            self.target_of(inputs, prompt, frame, num_tokens, mask_frame)
+            for inputs, prompt, frame in zip(batched_inputs, prompts, features.frames)
         ]
         memory, text = self.pixel_decoder(features, text)
-        queries, encoder = self.query_selection(memory, text)
+        queries, encoder = self.query_selection(memory, text, self.transformer_decoder)
         noised = None
         if self.denoising is not None:
             noised = self.denoising(targets, queries.content.shape[1])
@@ -241,39 +296,92 @@ class GeneralizedDINO(nn.Module):
             queries = prepend_denoising(queries, noised.content, noised.reference_points, noised.attention_mask)
         output = self.transformer_decoder(queries, memory, text)
         output = dataclasses.replace(output, encoder=encoder)
-        return self.criterion(output, targets, noised, text.padding_mask)
+        return self.criterion(output, targets, noised, None if text is None else text.padding_mask)
 
-    def target_of(self, inputs: dict[str, Any], prompt: Prompt, image_size: Sequence[int], num_tokens: int) -> Targets:
-        """The ground truth of a picture, boxes relative to its unpadded size.
-
-        Raises:
-            ValueError: the picture has no `instances`, or one of a class that its prompt does not name.
-        """
-        if "instances" not in inputs:
-            raise ValueError(f"{_name(inputs)} has no 'instances', which training needs (empty ones are fine)")
-        instances = inputs["instances"]
-        labels, named = instances.gt_classes, len(prompt.token_spans)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < named:
-            raise ValueError(
-                f"gt_classes of {_name(inputs)} run from {int(labels.min())} to {int(labels.max())}, but its prompt "
-                f"names {named} categories or phrases ({prompt.caption[:80]!r}); they are indices into that list"
-            )
-        height, width = image_size
-        boxes = instances.gt_boxes.tensor.float()
-        return Targets(
-            labels=labels.to(self.device),
-            boxes=box_xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height])).to(self.device),
-            positive_map=positive_map(prompt, num_tokens)[labels.cpu()].to(self.device),
+    def target_of(
+        self,
+        inputs: dict[str, Any],
+        asked: Prompt | FixedClasses,
+        frame: Sequence[int],
+        num_tokens: int,
+        mask_frame: tuple[int, int] | None = None,
+    ) -> Targets:
+        """The ground truth of a picture where the model is; see :func:`ground_truth`."""
+        target = ground_truth(inputs, asked, frame, num_tokens, mask_frame)
+        return dataclasses.replace(
+            target,
+            **{
+                field.name: part.to(self.device)
+                for field in dataclasses.fields(target)
+                if (part := getattr(target, field.name)) is not None
+            },
         )
 
 
-def _name(inputs: dict[str, Any]) -> str:
-    """What an error calls a picture."""
-    known = [f"{key} {inputs[key]!r}" for key in ("file_name", "image_id") if key in inputs]
-    return f"the picture with {known[0]}" if known else "a picture"
+def _build_projection(cfg: CfgNode, backbone: Backbone) -> InputProjection:
+    """The projection of the backbone's maps that the configuration names.
+
+    Raises:
+        ValueError: the backbone does not give one of them, or gives that of masks in another stride than 4.
+    """
+    shapes = backbone.output_shape()
+    key, names = "MODEL.PIXEL_DECODER.IN_FEATURES", list(cfg.MODEL.PIXEL_DECODER.IN_FEATURES)
+    mask_input = None
+    missing = [name for name in names if name not in shapes]
+    if not missing and cfg.MODEL.MASK_ON:
+        key, mask_feature = "MODEL.MASK_HEAD.IN_FEATURE", cfg.MODEL.MASK_HEAD.IN_FEATURE
+        if mask_feature in shapes and shapes[mask_feature].stride == STRIDE:
+            mask_input = (mask_feature, shapes[mask_feature])
+        else:
+            missing = [mask_feature]
+    if missing:
+        strides = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
+        wanted = f", a map of stride {STRIDE}" if key.startswith("MODEL.MASK_HEAD") else ""
+        raise ValueError(f"{key} names {missing}{wanted}, but {cfg.MODEL.BACKBONE.NAME} gives {strides}")
+    decoder = cfg.MODEL.PIXEL_DECODER
+    return InputProjection(
+        [shapes[name] for name in names],
+        cfg.MODEL.EMBED_DIM,
+        decoder.NUM_FEATURE_LEVELS,
+        mask_input,
+        bias=decoder.PROJECTION_BIAS_ON,
+    )
+
+
+def _check_nothing_else_asked(inputs: dict[str, Any], classes: FixedClasses) -> None:
+    """A model of fixed classes finds these, whatever a text says; names of its classes are fine."""
+    names = inputs.get("categories")
+    if "caption" in inputs or (names is not None and len(names) != len(classes)):
+        asked = f"caption {inputs['caption'][:40]!r}" if "caption" in inputs else f"{len(names or ())} categories"
+        raise ValueError(
+            f"{picture_name(inputs)} is asked for with a {asked}, but the model finds {len(classes)} fixed classes and "
+            "reads no text (MODEL.TEXT_ENCODER.NAME is empty)"
+        )
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    """(h, w) of a picture or a batch of them."""
+    return image.shape[-2], image.shape[-1]
+
+
+def _padded_to_multiple(image: Tensor, divisibility: int) -> Tensor:
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % max(1, divisibility), 0, -height % max(1, divisibility)))
+
+
+def _of_picture(predictions: Predictions, index: int, frame: tuple[int, int]) -> Predictions:
+    """One picture's predictions, masks without the batch's padding."""
+    masks = predictions.pred_masks
+    if masks is not None:
+        height, width = mask_size(frame)
+        masks = masks[index, :, :height, :width]
+    return Predictions(predictions.pred_logits[index], predictions.pred_boxes[index], masks)
 
 
 def _without_padding(predictions: Predictions) -> Predictions:
     """Without the queries (all logits -inf) that a picture lacks image tokens for; alone it would not have them."""
     kept = predictions.pred_logits.amax(-1) != -math.inf
-    return Predictions(predictions.pred_logits[kept], predictions.pred_boxes[kept])
+    masks = predictions.pred_masks
+    return Predictions(
+        predictions.pred_logits[kept], predictions.pred_boxes[kept], None if masks is None else masks[kept]
+    )

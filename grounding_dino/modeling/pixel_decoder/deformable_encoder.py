@@ -9,6 +9,7 @@ from grounding_dino.layers.blocks import FeedForward
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
+from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures
 from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer
 from grounding_dino.structures import FeaturePyramid, Memory, TextFeatures
 
@@ -85,6 +86,7 @@ class DeformableEncoder(nn.Module):
         embed_dim: int,
         num_levels: int,
         position_temperature: float,
+        mask_features: MaskFeatures | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -93,10 +95,11 @@ class DeformableEncoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.level_embed = nn.Parameter(torch.randn(num_levels, embed_dim))
         self.layers = nn.ModuleList(layers)
+        self.mask_features = mask_features
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read MODEL.PIXEL_DECODER; the layers have text parts where MODEL.TEXT_ENCODER.NAME is set."""
+        """Read MODEL.PIXEL_DECODER; TEXT_ENCODER.NAME decides about text parts, MASK_ON about mask features."""
         decoder = cfg.MODEL.PIXEL_DECODER
         dim, has_text = cfg.MODEL.EMBED_DIM, bool(cfg.MODEL.TEXT_ENCODER.NAME)
         image_layer = (
@@ -121,11 +124,12 @@ class DeformableEncoder(nn.Module):
             "embed_dim": dim,
             "num_levels": decoder.NUM_FEATURE_LEVELS,
             "position_temperature": decoder.POSITION_TEMPERATURE,
+            "mask_features": MaskFeatures(dim, cfg.MODEL.MASK_HEAD.EMBED_DIM) if cfg.MODEL.MASK_ON else None,
             "activation_checkpointing": decoder.ACTIVATION_CHECKPOINTING_ON,
         }
 
     def forward(self, features: FeaturePyramid, text: TextFeatures | None) -> tuple[Memory, TextFeatures | None]:
-        """Return the encoded image tokens, and `text` with its encoded tokens."""
+        """Return the encoded image tokens (with mask features), and `text` with its encoded tokens."""
         memory = flatten_levels(features)
         position = self.position_embedding(features)
         reference_points = encoder_reference_points(memory)
@@ -140,7 +144,10 @@ class DeformableEncoder(nn.Module):
                 tokens, text_tokens = layer(*inputs)
         if text is not None and text_tokens is not None:
             text = dataclasses.replace(text, embeddings=text_tokens)
-        return dataclasses.replace(memory, features=tokens), text
+        memory = dataclasses.replace(memory, features=tokens)
+        if self.mask_features is not None:
+            memory = dataclasses.replace(memory, mask_features=self.mask_features(features, memory))
+        return memory, text
 
     def position_embedding(self, features: FeaturePyramid) -> Tensor:
         """(B, S, C): the sine embedding of each token's place plus the learned embedding of its level."""

@@ -9,7 +9,7 @@ from grounding_dino.layers.box_ops import inverse_sigmoid
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import box_position_embedding
 from grounding_dino.modeling.transformer_decoder.build import TRANSFORMER_DECODER_REGISTRY
-from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head
+from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head, build_mask_head
 from grounding_dino.structures import DecoderOutput, Memory, Predictions, Queries, TextFeatures
 
 import torch
@@ -76,7 +76,7 @@ class DecoderLayer(nn.Module):
 class DINODecoder(nn.Module):
     """Decoder with iterative box refinement and look forward twice (DINO, section 3.5).
 
-    `box_heads` holds one head, used by every layer, or one a layer; `class_heads` one a layer.
+    `box_heads` and `class_heads` hold one head, used by every layer, or one a layer; there is one mask head at most.
     """
 
     @configurable
@@ -89,10 +89,21 @@ class DINODecoder(nn.Module):
         class_heads: list[nn.Module],
         reference_eps: float,
         box_eps: float,
+        mask_head: MLP | None = None,
+        initial_prediction: bool = False,
+        norm_before_heads: bool = False,
         padded_positions: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        """`padded_positions`: embed boxes relative to the padded batch at inference too, as the published code does."""
+        """
+        Args:
+            reference_eps: of the inverse sigmoid that refines references.
+            box_eps: of the inverse sigmoid behind predicted boxes.
+            mask_head: None for boxes alone.
+            initial_prediction: predict from the queries, before the first layer, too.
+            norm_before_heads: norm what enters the class and mask heads once more (Mask DINO).
+            padded_positions: embed boxes relative to the padded batch at inference too, as the published code does.
+        """
         super().__init__()
         self.embed_dim = embed_dim
         self.padded_positions = padded_positions
@@ -104,6 +115,9 @@ class DINODecoder(nn.Module):
         self.reference_head = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
         self.box_heads = nn.ModuleList(box_heads)
         self.class_heads = nn.ModuleList(class_heads)
+        self.mask_head = mask_head
+        self.initial_prediction = initial_prediction
+        self.norm_before_heads = norm_before_heads
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -126,7 +140,12 @@ class DINODecoder(nn.Module):
             "layers": layers,
             "embed_dim": dim,
             "box_heads": [build_box_head(dim) for _ in range(1 if decoder.SHARED_BOX_HEAD_ON else decoder.NUM_LAYERS)],
-            "class_heads": [build_class_head(cfg) for _ in layers],
+            "class_heads": [
+                build_class_head(cfg) for _ in range(1 if cfg.MODEL.CLASS_HEAD.SHARED_ON else decoder.NUM_LAYERS)
+            ],
+            "mask_head": build_mask_head(dim, cfg.MODEL.MASK_HEAD.EMBED_DIM) if cfg.MODEL.MASK_ON else None,
+            "initial_prediction": decoder.INITIAL_PREDICTION_ON,
+            "norm_before_heads": decoder.NORM_BEFORE_HEADS_ON,
             "reference_eps": decoder.REFERENCE_EPS,
             "box_eps": decoder.BOX_EPS,
             "padded_positions": cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
@@ -140,8 +159,12 @@ class DINODecoder(nn.Module):
         states, references = self.refine(queries, memory, text)
         first = 0 if all_layers else len(states) - 1
         predictions = [
-            self.predict(layer, states[layer], references[layer], queries, text) for layer in range(first, len(states))
+            self.predict(layer, states[layer], references[layer], queries, memory, text)
+            for layer in range(first, len(states))
         ]
+        if self.initial_prediction and all_layers:
+            logits, masks = self.class_and_mask(0, queries.content, memory, text)
+            predictions.insert(0, Predictions(logits, queries.reference_points, masks))
         if not queries.num_denoising:
             return DecoderOutput(layers=predictions)
         return DecoderOutput(
@@ -156,13 +179,11 @@ class DINODecoder(nn.Module):
         attention_mask = _attention_mask(queries)
         padding_mask = memory.padding_mask if memory.has_padding else None
         states, references = [], [reference]
+        # relative to the picture itself, a box has the same position in every batch
+        padded = self.training or self.padded_positions
         for i, layer in enumerate(self.layers):
-            level_references = reference.detach()[:, :, None] * ratios  # (B, Q, L, 4)
-            # relative to the picture itself, a box has the same position in every batch
-            padded = self.training or self.padded_positions
-            embedding = box_position_embedding(
-                level_references[:, :, 0] if padded else reference.detach(), self.embed_dim // 2
-            )
+            level_references = reference[:, :, None] * ratios  # (B, Q, L, 4)
+            embedding = box_position_embedding(level_references[:, :, 0] if padded else reference, self.embed_dim // 2)
             position = self.reference_head(embedding.to(content.dtype))
             inputs = (content, position, level_references, memory, text, attention_mask, padding_mask)
             if self.activation_checkpointing and self.training:
@@ -171,23 +192,44 @@ class DINODecoder(nn.Module):
                 content = layer(*inputs)
             states.append(self.norm(content))
             delta = self.box_head(i)(content).to(reference.dtype)
-            reference = (delta + inverse_sigmoid(reference.detach(), self.reference_eps)).sigmoid()
-            references.append(reference)
+            refined = (delta + inverse_sigmoid(reference.detach(), self.reference_eps)).sigmoid()
+            references.append(refined)
+            reference = refined.detach()  # the first ones, if learned, learn from the first layer
         return states, references
 
     def predict(
-        self, layer: int, state: Tensor, reference: Tensor, queries: Queries, text: TextFeatures | None
+        self,
+        layer: int,
+        state: Tensor,
+        reference: Tensor,
+        queries: Queries,
+        memory: Memory,
+        text: TextFeatures | None,
     ) -> Predictions:
-        """Logits and boxes of one layer from its normed state and the reference that entered it."""
-        logits = self.class_heads[layer](state, text)
+        """Logits, boxes and masks of one layer from its normed state and the reference that entered it."""
+        logits, masks = self.class_and_mask(layer, state, memory, text)
         if queries.padding_mask is not None:
             logits = logits.masked_fill(queries.padding_mask[..., None], float("-inf"))
         delta = self.box_head(layer)(state).to(reference.dtype)
-        return Predictions(logits, (delta + inverse_sigmoid(reference, self.box_eps)).sigmoid())
+        return Predictions(logits, (delta + inverse_sigmoid(reference, self.box_eps)).sigmoid(), masks)
+
+    def class_and_mask(
+        self, layer: int, state: Tensor, memory: Memory, text: TextFeatures | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Class logits (B, Q, K) and mask logits (B, Q, h, w), None without a mask head, of states (B, Q, C)."""
+        state = self.norm(state) if self.norm_before_heads else state
+        logits = self.class_head(layer)(state, text)
+        if self.mask_head is None or memory.mask_features is None:
+            return logits, None
+        return logits, torch.einsum("bqc,bchw->bqhw", self.mask_head(state), memory.mask_features)
 
     def box_head(self, layer: int) -> nn.Module:
         """The box head of a layer."""
         return self.box_heads[min(layer, len(self.box_heads) - 1)]
+
+    def class_head(self, layer: int) -> nn.Module:
+        """The class head of a layer."""
+        return self.class_heads[min(layer, len(self.class_heads) - 1)]
 
 
 def _attention_mask(queries: Queries) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""Contrastive denoising: noised ground truth as extra decoder queries (Zhang et al., "DINO", section 3.3).
+"""Denoising: noised ground truth as extra decoder queries (Li et al., "DN-DETR"; Zhang et al., "DINO", section 3.3).
 
-Each group holds every target twice: once with little noise on its box (positive, to be reconstructed) and once with
-more (negative, to be called background). The content of such a query is a learned row per label; with text, a label is
-the position of a name in its picture's prompt, and no text feature enters.
+Each group holds every target once with little noise on its box (positive, to be reconstructed) and, in contrastive
+denoising, once more with much (negative, to be called background). The content of such a query is a learned row per
+label; with text, a label is the position of a name in its picture's prompt, and no text feature enters.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-_REFERENCE_EPS = 1e-3  # noised boxes pass through the inverse sigmoid with this eps in all published models
+BOX_NOISES = ("corners", "centre_and_size")
 
 
 @dataclass(frozen=True)
 class DenoisingNoise:
-    """The random numbers of one batch: G groups, then positive and negative half, then N targets of the batch."""
+    """The random numbers of one batch: G groups, then H halves (positive, negative), then N targets of the batch."""
 
-    label_uniform: Tensor  # (G, 2, N) in [0, 1)
-    label_replacement: Tensor  # (G, 2, N) int64, used where label_uniform is below half the noise ratio
-    box_sign: Tensor  # (G, 2, N, 4) -1 or 1
-    box_uniform: Tensor  # (G, 2, N, 4) in [0, 1)
+    label_uniform: Tensor  # (G, H, N) in [0, 1)
+    label_replacement: Tensor  # (G, H, N) int64, used where label_uniform is below half the noise ratio
+    box_sign: Tensor  # (G, H, N, 4) -1 or 1
+    box_uniform: Tensor  # (G, H, N, 4) in [0, 1)
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class _Layout:
 class DenoisingGenerator(nn.Module):
     """Makes the denoising queries of a training batch; `label_embedding.weight` (num_labels, C) is its only parameter.
 
-    The number of groups is max(1, num_queries // largest target count), lowered so that all slots of a picture,
-    2 x groups x that count, stay within `max_queries`. A picture with more than max_queries / 2 targets takes part with
-    a random subset of that size, drawn anew each time; the matching loss still sees all its targets.
+    The number of groups is max(min_groups, num_queries // largest target count), lowered so that all slots of a
+    picture, halves x groups x that count, stay within `max_queries`. A picture with more targets than a half may have
+    slots takes part with a random subset of them, drawn anew each time; the matching loss still sees all its targets.
     """
 
     @configurable
@@ -58,8 +58,13 @@ class DenoisingGenerator(nn.Module):
         num_labels: int,
         num_queries: int = 100,
         max_queries: int = 2000,
+        num_groups: int = 0,
+        min_groups: int = 1,
+        contrastive: bool = True,
         label_noise_ratio: float = 0.5,
         box_noise_scale: float = 1.0,
+        box_noise: str = "corners",
+        reference_eps: float = 1e-3,
     ) -> None:
         """
         Args:
@@ -67,27 +72,49 @@ class DenoisingGenerator(nn.Module):
             num_labels: rows of the label embedding; every label must be smaller.
             num_queries: queries aimed at in each half (positive, negative).
             max_queries: upper bound on the slots of a picture.
+            num_groups: a fixed number of groups, whatever the targets; 0 goes by `num_queries`.
+            min_groups: 0 leaves denoising out where there are more targets than `num_queries`.
+            contrastive: with negatives.
             label_noise_ratio: twice the share of labels that are replaced by random ones.
-            box_noise_scale: shift of a corner, in half box sizes: positives stay below it, negatives lie between it
-                and its double.
+            box_noise_scale: of "corners", their shift in half box sizes: positives stay below it, negatives lie between
+                it and its double; of "centre_and_size", that of the centre in half box sizes, of the size in box sizes.
+            box_noise: what moves, "corners" or "centre_and_size".
+            reference_eps: of the inverse sigmoid that noised boxes pass through.
+
+        Raises:
+            ValueError: a value is unknown or out of range.
         """
         super().__init__()
+        if box_noise not in BOX_NOISES:
+            raise ValueError(f"unknown MODEL.DENOISING.BOX_NOISE {box_noise!r}; choose from {BOX_NOISES}")
+        if contrastive and box_noise != "corners":
+            raise ValueError("MODEL.DENOISING.CONTRASTIVE_ON needs BOX_NOISE 'corners', of which negatives have more")
         if max_queries < 2:
             raise ValueError(f"max_queries (MODEL.DENOISING.MAX_QUERIES) is {max_queries}; it must be at least 2")
         self.num_queries = num_queries
         self.max_queries = max_queries
+        self.num_groups = num_groups
+        self.min_groups = min_groups
+        self.halves = 2 if contrastive else 1
+        self.box_noise = box_noise
+        self.reference_eps = reference_eps
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale
         self.label_embedding = nn.Embedding(num_labels, embed_dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read MODEL.DENOISING and MODEL.EMBED_DIM."""
+        """Read MODEL.DENOISING, MODEL.EMBED_DIM and the decoder's REFERENCE_EPS."""
         return {
             "embed_dim": cfg.MODEL.EMBED_DIM,
             "num_labels": cfg.MODEL.DENOISING.NUM_LABELS,
             "num_queries": cfg.MODEL.DENOISING.NUM_QUERIES,
             "max_queries": cfg.MODEL.DENOISING.MAX_QUERIES,
+            "num_groups": cfg.MODEL.DENOISING.NUM_GROUPS,
+            "min_groups": cfg.MODEL.DENOISING.MIN_GROUPS,
+            "contrastive": cfg.MODEL.DENOISING.CONTRASTIVE_ON,
+            "box_noise": cfg.MODEL.DENOISING.BOX_NOISE,
+            "reference_eps": cfg.MODEL.TRANSFORMER_DECODER.REFERENCE_EPS,
             "label_noise_ratio": cfg.MODEL.DENOISING.LABEL_NOISE_RATIO,
             "box_noise_scale": cfg.MODEL.DENOISING.BOX_NOISE_SCALE,
         }
@@ -106,31 +133,31 @@ class DenoisingGenerator(nn.Module):
         boxes = as_float32_at_least(torch.cat([t.boxes for t in targets]))[layout.target]
         self._check_labels(labels)
         noise = self.draw_noise(layout.num_groups, len(labels), boxes.device)
-        groups, width, batch = layout.num_groups, layout.max_targets, len(targets)
+        groups, width, batch, halves = layout.num_groups, layout.max_targets, len(targets), self.halves
 
-        content = self.label_embedding(self._noised_labels(labels, noise))  # (G, 2, N, C)
-        references = self._noised_boxes(boxes, noise)  # (G, 2, N, 4)
+        content = self.label_embedding(self._noised_labels(labels, noise))  # (G, H, N, C)
+        references = self._noised_boxes(boxes, noise)  # (G, H, N, 4)
         # Advanced indices with slices between them put the indexed axis first: hence the moved axes.
         slots = (layout.picture, slice(None), slice(None), layout.position)
-        slot_content = content.new_zeros(batch, groups, 2, width, content.shape[-1])
+        slot_content = content.new_zeros(batch, groups, halves, width, content.shape[-1])
         slot_content[slots] = content.movedim(2, 0)
-        slot_references = references.new_full((batch, groups, 2, width, 4), 0.5)
+        slot_references = references.new_full((batch, groups, halves, width, 4), 0.5)
         slot_references[slots] = references.movedim(2, 0)
-        target_index = layout.target.new_full((batch, groups, 2, width), -1)
+        target_index = layout.target.new_full((batch, groups, halves, width), -1)
         target_index[layout.picture, :, 0, layout.position] = layout.target[:, None]
         return DenoisingBatch(
             content=slot_content.flatten(1, 3),
             reference_points=slot_references.flatten(1, 3),
             num_groups=groups,
             max_targets=width,
-            attention_mask=denoising_attention_mask(groups, width, num_queries, boxes.device),
+            attention_mask=denoising_attention_mask(groups, halves * width, num_queries, boxes.device),
             target_index=target_index.flatten(1),
             num_positives=groups * len(labels),
         )
 
     def draw_noise(self, num_groups: int, num_targets: int, device: torch.device) -> DenoisingNoise:
         """Fresh random numbers; replace this method to inject known ones."""
-        shape = (num_groups, 2, num_targets)
+        shape = (num_groups, self.halves, num_targets)
         return DenoisingNoise(
             label_uniform=torch.rand(shape, device=device),
             label_replacement=torch.randint(self.label_embedding.num_embeddings, shape, device=device),
@@ -139,7 +166,7 @@ class DenoisingGenerator(nn.Module):
         )
 
     def _layout(self, targets: Sequence[Targets]) -> _Layout:
-        limit = self.max_queries // 2
+        limit = self.max_queries // self.halves
         picture: list[int] = []
         position: list[int] = []
         target: list[int] = []
@@ -151,24 +178,39 @@ class DenoisingGenerator(nn.Module):
             target += [first + k for k in kept]
             first += count
         width = min(limit, max((len(t) for t in targets), default=0))
-        groups = max(1, min(self.num_queries, limit) // width) if width else 1
+        groups = self._groups(width, limit)
+        if groups == 0:
+            width, picture, position, target = 0, [], [], []
         device = self.label_embedding.weight.device
         indices = (
             torch.tensor(x, dtype=torch.int64).to(device, non_blocking=True) for x in (picture, position, target)
         )
         return _Layout(groups, width, *indices)
 
+    def _groups(self, width: int, limit: int) -> int:
+        if width == 0:
+            return 1
+        if self.num_groups:
+            return min(self.num_groups, limit // width)
+        return max(self.min_groups, min(self.num_queries, limit) // width)
+
     def _noised_labels(self, labels: Tensor, noise: DenoisingNoise) -> Tensor:
         replaced = noise.label_uniform < self.label_noise_ratio / 2
         return torch.where(replaced, noise.label_replacement, labels)
 
     def _noised_boxes(self, boxes: Tensor, noise: DenoisingNoise) -> Tensor:
-        """Move each corner of (N, 4) cxcywh boxes on its own -> (G, 2, N, 4) cxcywh in [0, 1]."""
-        negative = torch.tensor([0.0, 1.0], device=boxes.device)[:, None, None]
-        half_size = boxes[:, 2:].repeat(1, 2) / 2
-        shift = noise.box_sign * (noise.box_uniform + negative) * half_size * self.box_noise_scale
-        corners = (box_cxcywh_to_xyxy(boxes) + shift).clamp(min=0, max=1)
-        return inverse_sigmoid(box_xyxy_to_cxcywh(corners), eps=_REFERENCE_EPS).sigmoid()
+        """Move (N, 4) cxcywh boxes -> (G, H, N, 4) cxcywh in [0, 1]."""
+        if self.box_noise == "corners":
+            negative = torch.arange(self.halves, device=boxes.device)[:, None, None]
+            half_size = boxes[:, 2:].repeat(1, 2) / 2
+            shift = noise.box_sign * (noise.box_uniform + negative) * half_size * self.box_noise_scale
+            corners = (box_cxcywh_to_xyxy(boxes) + shift).clamp(min=0, max=1)
+            moved = box_xyxy_to_cxcywh(corners)
+        else:
+            extent = torch.cat((boxes[:, 2:] / 2, boxes[:, 2:]), dim=-1)
+            shift = noise.box_sign * noise.box_uniform * extent * self.box_noise_scale
+            moved = (boxes + shift).clamp(min=0, max=1)
+        return inverse_sigmoid(moved, eps=self.reference_eps).sigmoid()
 
     def _check_labels(self, labels: Tensor) -> None:
         rows = self.label_embedding.num_embeddings
@@ -179,14 +221,14 @@ class DenoisingGenerator(nn.Module):
             )
 
 
-def denoising_attention_mask(num_groups: int, max_targets: int, num_queries: int, device: torch.device) -> Tensor:
-    """(D + Q, D + Q) bool, True where attention is allowed, for D = 2 x groups x targets slots before Q queries.
+def denoising_attention_mask(num_groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
+    """(D + Q, D + Q) bool, True where attention is allowed, for D = groups x slots of a group before Q queries.
 
     Matching queries do not see any slot (they would read the answer) and a group does not see another group. Slots do
     see the matching queries. Unused slots are treated like used ones, as in the published models.
     """
-    slots = 2 * num_groups * max_targets
-    group = torch.arange(slots, device=device) // max(1, 2 * max_targets)
+    slots = num_groups * group_size
+    group = torch.arange(slots, device=device) // max(1, group_size)
     allowed = torch.ones(slots + num_queries, slots + num_queries, dtype=torch.bool, device=device)
     allowed[slots:, :slots] = False
     allowed[:slots, :slots] = group[:, None] == group

@@ -1,4 +1,4 @@
-"""Heads on queries: similarity to text tokens, and boxes."""
+"""Heads on queries: similarity to text tokens or classes, boxes, and masks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from grounding_dino.layers.box_ops import as_float32_at_least
 from grounding_dino.structures import TextFeatures
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
@@ -43,10 +44,39 @@ class TokenContrast(nn.Module):
         return logits.masked_fill(text.padding_mask[:, None], -math.inf)
 
 
+class LinearClassifier(nn.Linear):
+    """Logits of queries for a fixed list of classes."""
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__(embed_dim, num_classes)
+        nn.init.constant_(self.bias, -math.log(99.0))  # as in TokenContrast
+
+    def forward(self, queries: Tensor, text: TextFeatures | None = None) -> Tensor:
+        """`queries` (B, Q, C) -> (B, Q, K) in float32 at least; there is no text."""
+        with torch.autocast(queries.device.type, enabled=False):  # as in TokenContrast
+            queries = as_float32_at_least(queries)
+            return F.linear(queries, self.weight.to(queries.dtype), self.bias.to(queries.dtype))
+
+
+def num_class_columns(cfg: CfgNode) -> int:
+    """Columns of a linear class head: the classes, and with a cross-entropy "no object".
+
+    Raises:
+        ValueError: the configuration does not say how many classes there are.
+    """
+    classes = cfg.MODEL.CLASS_HEAD.NUM_CLASSES
+    if classes < 1:
+        raise ValueError(
+            f"MODEL.CLASS_HEAD.NUM_CLASSES is {classes}; give the number of classes that the model tells apart"
+        )
+    return classes + (cfg.MODEL.LOSS.CLASS == "cross_entropy")
+
+
 CLASS_HEADS: dict[str, Callable[[CfgNode], nn.Module]] = {
     "TokenContrast": lambda cfg: TokenContrast(
         cfg.MODEL.EMBED_DIM, cfg.MODEL.CLASS_HEAD.SCALE, cfg.MODEL.CLASS_HEAD.BIAS_ON
     ),
+    "Linear": lambda cfg: LinearClassifier(cfg.MODEL.EMBED_DIM, num_class_columns(cfg)),
 }
 
 
@@ -66,3 +96,8 @@ def build_box_head(embed_dim: int) -> MLP:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return head
+
+
+def build_mask_head(embed_dim: int, mask_dim: int) -> MLP:
+    """An MLP from a query to the vector whose products with mask features are its mask's logits."""
+    return MLP(embed_dim, embed_dim, mask_dim, 3)

@@ -90,7 +90,9 @@ def test_gradients_flow_one_layer_back(
     output = decoder(dataclasses.replace(queries, reference_points=start), memory, text)
     (gradient,) = torch.autograd.grad(output.layers[0].pred_boxes.sum(), start, retain_graph=True)
     assert gradient.abs().sum() > 0
-    assert torch.autograd.grad(output.layers[1].pred_boxes.sum(), start, allow_unused=True) == (None,)
+    _, references = decoder.refine(queries, memory, text)
+    assert references[1].requires_grad
+    assert torch.autograd.grad(references[2].sum(), references[1], allow_unused=True) == (None,)
 
 
 @torch.no_grad()
@@ -124,7 +126,7 @@ def test_padded_queries_are_not_seen(
 def test_denoising_queries_in_front(decoder: DINODecoder, queries: Queries, memory: Memory, text: TextFeatures) -> None:
     """They do not touch the matching queries, and a group does not touch another."""
     plain = decoder(queries, memory, text).layers[-1]
-    mask = denoising_attention_mask(2, 1, 6, torch.device("cpu"))
+    mask = denoising_attention_mask(2, 2, 6, torch.device("cpu"))
     first, second = (torch.randn(2, 4, 32) for _ in range(2))
     second[:, :2] = first[:, :2]  # the second group differs
     outputs = []

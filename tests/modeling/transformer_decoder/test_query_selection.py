@@ -5,6 +5,7 @@ import math
 
 import grounding_dino.modeling  # noqa: F401
 from grounding_dino.modeling.transformer_decoder import QuerySelection
+from grounding_dino.modeling.transformer_decoder.decoder import DINODecoder
 from grounding_dino.modeling.transformer_decoder.query_selection import token_proposals
 from grounding_dino.structures import Memory, TextFeatures
 
@@ -19,6 +20,11 @@ def selection(tiny_cfg: CfgNode) -> QuerySelection:
     module = QuerySelection(tiny_cfg).eval()
     torch.nn.init.normal_(module.box_head.layers[-1].weight, std=0.3)
     return module
+
+
+@pytest.fixture
+def decoder(tiny_cfg: CfgNode) -> DINODecoder:
+    return DINODecoder(tiny_cfg)
 
 
 def row(text: TextFeatures, i: int) -> TextFeatures:
@@ -50,8 +56,8 @@ def test_proposals_within_one_percent_of_the_border_are_invalid(memory: Memory) 
 
 
 @torch.no_grad()
-def test_best_tokens_first(selection: QuerySelection, memory: Memory, text: TextFeatures) -> None:
-    queries, predictions = selection(memory, text)
+def test_best_tokens_first(selection: QuerySelection, decoder: DINODecoder, memory: Memory, text: TextFeatures) -> None:
+    queries, predictions = selection(memory, text, decoder)
     tokens = selection.norm(selection.projection(memory.features.masked_fill(memory.padding_mask[..., None], 0.0)))
     scores = selection.class_head(tokens, text).amax(-1).masked_fill(memory.padding_mask, -math.inf)
     expected = scores.topk(12).indices
@@ -64,22 +70,24 @@ def test_best_tokens_first(selection: QuerySelection, memory: Memory, text: Text
     torch.testing.assert_close(queries.reference_points[0, 0], box)
 
 
-def test_references_carry_no_gradient(selection: QuerySelection, memory: Memory, text: TextFeatures) -> None:
-    queries, predictions = selection.train()(memory, text)
+def test_references_carry_no_gradient(
+    selection: QuerySelection, decoder: DINODecoder, memory: Memory, text: TextFeatures
+) -> None:
+    queries, predictions = selection.train()(memory, text, decoder)
     assert not queries.reference_points.requires_grad and predictions.pred_boxes.requires_grad
 
 
 @torch.no_grad()
 def test_fewer_tokens_than_queries(
-    selection: QuerySelection, memory: Memory, second_alone: Memory, text: TextFeatures
+    selection: QuerySelection, decoder: DINODecoder, memory: Memory, second_alone: Memory, text: TextFeatures
 ) -> None:
     """33 and 15 tokens, 20 queries: alone the second picture gets 15, in the batch its other 5 are padding."""
     selection.num_queries = 20
     selection.content = torch.nn.Embedding(20, 32)
-    queries, _ = selection(memory, text)
+    queries, _ = selection(memory, text, decoder)
     assert queries.padding_mask.sum(1).tolist() == [0, 5] and queries.padding_mask[1, 15:].all()
     assert queries.reference_points.isfinite().all()
-    alone, _ = selection(second_alone, row(text, 1))
+    alone, _ = selection(second_alone, row(text, 1), decoder)
     assert alone.padding_mask is None and alone.content.shape[1] == 15
     torch.testing.assert_close(queries.reference_points[1, :15], alone.reference_points[0])
     assert torch.equal(queries.content[1, :15], alone.content[0])

@@ -1,0 +1,101 @@
+"""The classes of a closed-set model: columns of its class head, names, and which of them are things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from grounding_dino.modeling.transformer_decoder.heads import num_class_columns
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FixedClasses:
+    """What the columns of a linear class head mean.
+
+    `columns[i]` is the column of class i of the data set; columns without a class are never predicted. With a
+    cross-entropy the last column of the head means "no object" and is no class.
+    """
+
+    columns: tuple[int, ...]
+    exclusive: bool = False  # probabilities by softmax with "no object" last, or by a sigmoid a class
+    things: frozenset[int] | None = None  # class indices; None: nobody said
+    stuff_has_boxes: bool = True  # False: only boxes of things are learned
+    names: tuple[str, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @property
+    def category_indices(self) -> range:
+        """The classes, as :class:`Prompt` lists its categories."""
+        return range(len(self.columns))
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return torch.tensor(self.columns, dtype=torch.int64)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probabilities (..., classes) in float32 or better from a head's logits (..., columns)."""
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        probability = logits.softmax(-1) if self.exclusive else logits.sigmoid()
+        return probability[..., self._columns.to(logits.device)]
+
+    def columns_of(self, labels: Tensor) -> Tensor:
+        """The columns of class indices (N,)."""
+        return self._columns.to(labels.device)[labels]
+
+    def have_boxes(self, labels: Tensor) -> Tensor | None:
+        """Whether the boxes of class indices (N,) are learned; None: all are."""
+        if self.stuff_has_boxes:
+            return None
+        return torch.isin(labels, torch.tensor(sorted(self.thing_indices()), dtype=labels.dtype))
+
+    def thing_indices(self) -> frozenset[int]:
+        """The classes that are things.
+
+        Raises:
+            ValueError: nobody said which.
+        """
+        if self.things is None:
+            raise ValueError(
+                "panoptic models need to know which classes are things: name a data set with "
+                "thing_dataset_id_to_contiguous_id in its metadata in DATASETS.TEST or DATASETS.TRAIN"
+            )
+        return self.things
+
+
+def fixed_classes(cfg: CfgNode) -> FixedClasses | None:
+    """The classes of a model without text; None where text names them. Names and things come from the data sets.
+
+    Raises:
+        ValueError: MODEL.CLASS_HEAD.CATEGORY_IDS lists a column that the head does not have, or one twice.
+    """
+    if cfg.MODEL.TEXT_ENCODER.NAME:
+        return None
+    exclusive = cfg.MODEL.LOSS.CLASS == "cross_entropy"
+    num_classes = num_class_columns(cfg) - exclusive
+    columns = tuple(cfg.MODEL.CLASS_HEAD.CATEGORY_IDS) or tuple(range(num_classes))
+    if len(set(columns)) < len(columns) or not 0 <= min(columns) <= max(columns) < num_classes:
+        raise ValueError(
+            f"MODEL.CLASS_HEAD.CATEGORY_IDS has {len(columns)} entries from {min(columns)} to {max(columns)}, but they "
+            f"have to be different columns of a head of {num_classes} (MODEL.CLASS_HEAD.NUM_CLASSES)"
+        )
+    names, things = _said_by_data_sets(cfg, len(columns))
+    return FixedClasses(columns, exclusive, things, cfg.MODEL.LOSS.BOXES_OF_STUFF_ON, names)
+
+
+def _said_by_data_sets(cfg: CfgNode, count: int) -> tuple[tuple[str, ...], frozenset[int] | None]:
+    """Names and things of the first data set whose metadata knows `count` classes."""
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        for kind in ("stuff_classes", "thing_classes"):  # joint sets list all classes among the stuff
+            if len(metadata.get(kind, ())) == count:
+                ids = metadata.get("thing_dataset_id_to_contiguous_id")
+                things = frozenset(range(count)) if kind == "thing_classes" else None
+                return tuple(metadata.get(kind)), frozenset(ids.values()) if ids else things
+    return tuple(f"class {index}" for index in range(count)), None
