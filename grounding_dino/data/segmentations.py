@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Size = tuple[int, int]  # height, width
 
-_MOST_GROUPS = 6  # of five bits, in a run length of a compressed RLE; more exceed any picture
+_MOST_BITS = 60  # of a run length in a compressed RLE
 
 
 def transformed_mask(segmentation: Any, transforms: T.TransformList, size: Size, new_size: Size) -> NDArray[np.bool_]:
@@ -79,33 +79,37 @@ def rle_fault(rle: Any, height: int, width: int) -> str | None:
         runs = _compressed_runs(counts) if isinstance(counts, bytes) else _listed_runs(counts)
     except ValueError as error:
         return str(error)
-    if runs.size and runs.min() < 0:
+    if runs and min(runs) < 0:
         return "an RLE has a run of negative length"
-    if runs.sum() != height * width:
-        return f"the runs of an RLE fill {runs.sum()} pixels of {height * width} ({height} x {width})"
+    if sum(runs) != height * width:
+        return f"the runs of an RLE fill {sum(runs)} pixels of {height * width} ({height} x {width})"
     return None
 
 
-def _listed_runs(counts: Any) -> NDArray[np.int64]:
-    if not isinstance(counts, list) or not all(type(count) is int and abs(count) < 2**31 for count in counts):
+def _listed_runs(counts: Any) -> list[int]:
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         raise ValueError("the 'counts' of an RLE are neither text nor a list of whole numbers")
-    return np.array(counts, dtype=np.int64)
+    return counts
 
 
-def _compressed_runs(counts: bytes) -> NDArray[np.int64]:
-    """Run lengths of a COCO-compressed RLE: groups of five bits from the lowest, from the fourth run on as differences
-    from the run two before."""
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((codes & 32) == 0)
-    if not len(ends) or ends[-1] != len(codes) - 1 or codes.min() < 0 or codes.max() > 63:
-        raise ValueError("the 'counts' of an RLE are not in COCO's compressed form")
-    lengths = np.diff(ends, prepend=-1)
-    if lengths.max() > _MOST_GROUPS:
-        raise ValueError("an RLE has a run longer than any picture")
-    starts = ends - lengths + 1
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    values = np.add.reduceat((codes & 31) << shifts, starts)
-    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = values[1::2].cumsum()
-    values[2::2] = values[2::2].cumsum()
-    return values
+def _compressed_runs(counts: bytes) -> list[int]:
+    """Run lengths of a COCO-compressed RLE.
+
+    Each is in groups of five bits, the lowest first; from the fourth on it is the difference to the run two before.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        code = byte - 48
+        if not 0 <= code < 64 or shift >= _MOST_BITS:
+            raise ValueError("the 'counts' of an RLE are not in COCO's compressed form")
+        value |= (code & 31) << shift
+        shift += 5
+        if code < 32:  # no group follows
+            if code & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("the 'counts' of an RLE break off within a run")
+    return runs

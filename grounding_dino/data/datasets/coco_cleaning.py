@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from grounding_dino.data.segmentations import rle_fault
 from grounding_dino.text.prompt import name_fault, normalised_name
 from grounding_dino.text.tokenizer import build_tokenizer
 
@@ -348,25 +349,27 @@ def _clean_fields(annotation: Record, image: Record, example: str, report: Clean
         report.note("filled in 'area' from the box", example)
         repaired["area"] = float(repaired["bbox"][2] * repaired["bbox"][3])
     segmentation = repaired.pop("segmentation", None)
-    usable = usable_segmentation(segmentation, image["height"], image["width"])
+    usable = clean_segmentation(segmentation, image, example, report)
     if usable:
         repaired["segmentation"] = usable
-    elif segmentation:
-        report.note("dropped unusable segmentations (their boxes stay)", example)
     return repaired
 
 
-def usable_segmentation(segmentation: object, height: int, width: int) -> list[list[float]] | Record | None:
-    """The polygons with at least three corners, or the RLE if it has the picture's size; None if nothing is left."""
+def clean_segmentation(
+    segmentation: object, image: Record, example: str, report: CleaningReport
+) -> list[list[float]] | Record | None:
+    """The polygons with at least three corners, or the RLE if it fills the picture; None if nothing is left."""
+    fault = ""
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
-        return polygons or None
-    if isinstance(segmentation, dict) and segmentation.get("size") == [height, width]:
-        counts = segmentation.get("counts")
-        if isinstance(counts, str) and counts:
+        if polygons:
+            return polygons
+    elif isinstance(segmentation, dict):
+        fault = rle_fault(segmentation, image["height"], image["width"]) or ""
+        if not fault:
             return segmentation
-        if isinstance(counts, list) and all(is_integer(n) and n >= 0 for n in counts) and sum(counts) == height * width:
-            return segmentation
+    if segmentation:
+        report.note("dropped unusable segmentations (their boxes stay)", f"{example}, {fault}" if fault else example)
     return None
 
 

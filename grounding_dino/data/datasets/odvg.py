@@ -19,9 +19,9 @@ from grounding_dino.data.datasets.coco_cleaning import (
     CocoFormatError,
     check_name,
     clean_box,
+    clean_segmentation,
     is_integer,
     is_number,
-    usable_segmentation,
 )
 from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.label_names import prompt_name
@@ -170,7 +170,8 @@ def _as_xywh(box: object) -> object:
 
 def _annotation(instance: Record, facts: Record, report: CleaningReport, keys: Sequence[str]) -> Record | None:
     box = _as_xywh(instance.get("bbox"))
-    cleaned = clean_box({"bbox": box}, facts, f"an object of {facts['file_name']}", report)
+    example = f"an object of {facts['file_name']}"
+    cleaned = clean_box({"bbox": box}, facts, example, report)
     if cleaned is None:
         return None
     annotation = {key: instance[key] for key in keys if key in instance}
@@ -179,7 +180,7 @@ def _annotation(instance: Record, facts: Record, report: CleaningReport, keys: S
         "bbox_mode": BoxMode.XYWH_ABS,
         "iscrowd": int(instance.get("iscrowd") == 1),
     }
-    mask = usable_segmentation(instance.get("segmentation"), facts["height"], facts["width"])
+    mask = clean_segmentation(instance.get("segmentation"), facts, example, report)
     if isinstance(mask, dict) and isinstance(mask["counts"], list) and "segmentation" not in keys:
         mask = coco_mask.frPyObjects(mask, *mask["size"])  # one that is kept stays as JSON can hold it
     annotation.pop("segmentation", None)
