@@ -6,6 +6,7 @@ from grounding_dino.data.build import load_records
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances
 
 NAMES = ["aerosol_can", "bow_(weapon)", "fishbowl"]
 
@@ -55,6 +56,21 @@ def test_lvis_has_cocos_pictures_its_own_names_and_what_was_looked_for(name, jso
     assert metadata.evaluator_type == "lvis"
     assert metadata.json_file == str(data_root / json_file)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_records_keep_the_polygons_that_masks_are_made_of(data_root, write_lvis):
+    write_lvis("lvis/lvis_v1_val.json")
+    path = data_root / "lvis/lvis_v1_val.json"
+    content = json.loads(path.read_text())
+    triangle, square = [1.5, 2, 11, 2, 11, 22], [2, 3, 5, 3, 5, 6, 2, 6]
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [triangle, square]
+    path.write_text(json.dumps(content))
+    records = load_records(["lvis_v1_val"])
+    assert [record["annotations"][0]["segmentation"] for record in records] == [[triangle, square]] * 2
+    instances = annotations_to_instances(records[0]["annotations"], (40, 60), mask_format="bitmask")
+    assert instances.gt_masks.tensor[0, 4, 3] and instances.gt_masks.tensor[0, 3, 9]
+    assert not instances.gt_masks.tensor[0, 20, 2]
 
 
 def test_the_published_minival_is_taken_where_both_are_there(data_root, write_lvis):

@@ -1,13 +1,16 @@
 """Each script on a tiny set in the layout of the downloads: afterwards the registered names load."""
 
 import json
+import re
 import shutil
 import zipfile
 
 from grounding_dino.data.datasets.register_odinw import odinw
 from grounding_dino.data.prepare import coco, lvis, objects365, v3det
 from grounding_dino.data.prepare import odinw as prepare_odinw
+from grounding_dino.data.segmentation_maps import read_semantic_map, write_panoptic_map
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -62,6 +65,44 @@ def test_without_files_of_referring_expressions_none_are_guessed(coco_files, cap
     with pytest.raises(SystemExit):
         coco.main([*QUIET, "--without-refexp"])
     assert "mdetr_annotations" in capsys.readouterr().err
+
+
+PANOPTIC_IDS = np.array([[0, 300, 300], [5, 5, 70000]])
+
+
+@pytest.fixture
+def panoptic_val(data_root, write_panoptic):
+    """A person (segments 5 and 300) on a rug, in val2017."""
+    categories = [{"id": 1, "name": "person", "isthing": 1}, {"id": 200, "name": "rug-merged", "isthing": 0}]
+    places = ("coco/annotations/panoptic_val2017.json", "coco/val2017", "coco/panoptic_val2017")
+    return write_panoptic(*places, {"000000000139": (PANOPTIC_IDS, {5: 1, 300: 1, 70000: 200})}, categories)
+
+
+PANOPTIC = [*QUIET, "--panoptic", "--workers", "1"]
+
+
+def test_semantic_maps_of_coco_have_the_classes_of_panoptic_ones(panoptic_val, data_root, capsys):
+    folder = data_root / "coco"
+    _pack(folder / "annotations/panoptic_val2017.zip", folder / "panoptic_val2017", base=folder)
+    _pack(folder / "panoptic_annotations_trainval2017.zip", folder / "annotations", base=folder)
+    assert coco.main(PANOPTIC) == 0
+    output = capsys.readouterr().out
+    assert "coco_2017_val_panoptic_with_sem_seg: 1 pictures, 3 segments, 133 classes" in output
+    (record,) = DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")
+    assert read_semantic_map(record["sem_seg_file_name"]).tolist() == [[255, 0, 0], [0, 0, 132]]
+
+
+def test_a_panoptic_map_of_other_segments_is_named(panoptic_val, data_root, capsys):
+    write_panoptic_map(data_root / "coco/panoptic_val2017/000000000139.png", PANOPTIC_IDS + 1)
+    with pytest.raises(SystemExit):
+        coco.main(PANOPTIC)
+    assert re.search(r"000000000139.png' has pixels of the segment 1,", capsys.readouterr().err)
+
+
+def test_panoptic_annotations_that_are_absent_are_asked_for(data_root, capsys):
+    with pytest.raises(SystemExit):
+        coco.main(PANOPTIC)
+    assert "panoptic_annotations_trainval2017.zip" in capsys.readouterr().err
 
 
 def test_minival_is_the_part_of_lvis_val_in_cocos_val(data_root, write_coco, capsys):
