@@ -37,17 +37,18 @@ class Format:
 
 
 def _mmdet_table(num_layers: int, tensors: Mapping[str, Tensor]) -> Table:
-    """mmdet numbers the projections of backbone maps and of extra levels apart."""
+    """mmdet numbers projections of maps and of extra levels apart, and norms by the attentions that there are."""
+    has_text = any(".cross_attn_text." in name or ".text_attention." in name for name in tensors)
     convolutions = _indices(tensors, r"neck\.convs\.(\d+)\.")
     if convolutions:
         levels = len(convolutions) + len(_indices(tensors, r"neck\.extra_convs\.(\d+)\."))
-        found = grounding_dino_mmdet.table(num_layers, len(convolutions), levels)
+        found = grounding_dino_mmdet.table(num_layers, len(convolutions), levels, has_text)
         trained_there = any(name.startswith("dn_query_generator.") for name in tensors)
         # mmdet's conversions of the authors' files have no denoising part
         return found if trained_there else dataclasses.replace(found, absent=(r"denoising\.",))
     levels = len(_indices(tensors, r"input_projection\.(\d+)\."))
     kernels = [tensors[name].shape[-1] for name in tensors if re.match(r"input_projection\.\d+\.0\.weight", name)]
-    return grounding_dino_mmdet.table(num_layers, kernels.count(1) if kernels else min(3, levels), levels)
+    return grounding_dino_mmdet.table(num_layers, kernels.count(1) if kernels else min(3, levels), levels, has_text)
 
 
 FORMATS = (

@@ -38,9 +38,9 @@ def _feed_forward(ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def _decoder() -> list[Rule]:
+def _decoder(has_text: bool) -> list[Rule]:
     ours, theirs = "transformer_decoder.layers.{i}.", "decoder.layers.{i}."
-    norms = ("norm_self", "norm_text", "norm_cross", "norm_ffn")
+    norms = ("norm_self", *(("norm_text",) if has_text else ()), "norm_cross", "norm_ffn")  # numbered in order
     return [
         *attention(f"{ours}self_attention", f"{theirs}self_attn.attn"),
         *attention(f"{ours}text_attention", f"{theirs}cross_attn_text.attn"),
@@ -66,8 +66,12 @@ def _heads(num_layers: int) -> Iterator[Rule]:
         yield Rule(f"{classes}log_scale", f"bbox_head.cls_branches.{number}.log_scale", SCALAR_TO_VECTOR)
 
 
-def table(num_layers: int, num_inputs: int, num_levels: int) -> Table:
-    """The rules of a model with `num_layers` decoder layers, `num_inputs` backbone maps and `num_levels` levels."""
+def table(num_layers: int, num_inputs: int, num_levels: int, has_text: bool = True) -> Table:
+    """The rules of a model with `num_layers` decoder layers, `num_inputs` backbone maps and `num_levels` levels.
+
+    Args:
+        has_text: whether decoder layers attend to text; DINO's do not.
+    """
     rules = [
         *swin_mmdet("backbone."),
         *resnet("backbone."),
@@ -78,7 +82,7 @@ def table(num_layers: int, num_inputs: int, num_levels: int) -> Table:
         Rule("query_selection.projection.{p}", "memory_trans_fc.{p}"),
         Rule("query_selection.norm.{p}", "memory_trans_norm.{p}"),
         Rule("query_selection.content.{p}", "query_embedding.{p}"),
-        *_decoder(),
+        *_decoder(has_text),
         *_heads(num_layers),
         Rule("denoising.label_embedding.{p}", "dn_query_generator.label_embedding.{p}"),
     ]
