@@ -19,7 +19,7 @@ from grounding_dino.cli import (
     train,
     visualize_data,
 )
-from grounding_dino.data.prepare import coco, lvis, objects365, odinw, openimages, v3det
+from grounding_dino.data.prepare import ade20k, cityscapes, coco, lvis, objects365, odinw, openimages, v3det
 from grounding_dino.data.shapes import prepare
 from grounding_dino.model_zoo import config_keys, get_cfg, get_config_file, list_configs, load_cfg
 
@@ -40,7 +40,7 @@ PARSERS = {
     "datasets/prepare_shapes.py": prepare.get_parser,
     **{
         f"datasets/prepare_{module.__name__.rpartition('.')[2]}.py": module.build_parser
-        for module in (coco, lvis, objects365, odinw, openimages, v3det)
+        for module in (ade20k, cityscapes, coco, lvis, objects365, odinw, openimages, v3det)
     },
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
