@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
 from grounding_dino.checkpoint.download import local_path
-from grounding_dino.checkpoint.loading import fit_heads
+from grounding_dino.checkpoint.fitting import fit_heads
 from grounding_dino.checkpoint.origins import translate_checkpoint
 from grounding_dino.engine.optimizer import freeze_parameters, parameter_groups
 from grounding_dino.model_zoo import PACKAGE, config_folders, get_config_file, list_configs, load_cfg

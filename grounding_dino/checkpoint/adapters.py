@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from grounding_dino.checkpoint.files import CheckpointError, read_checkpoint_file
-from grounding_dino.checkpoint.loading import listed
+from grounding_dino.checkpoint.report import listed
 from grounding_dino.checkpoint.saving import save_safetensors, write_atomically
 
 import torch

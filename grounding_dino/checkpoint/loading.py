@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from grounding_dino.checkpoint.download import local_path
@@ -15,6 +14,7 @@ from grounding_dino.checkpoint.files import CheckpointError
 from grounding_dino.checkpoint.fitting import fit_heads, select_coco_rows
 from grounding_dino.checkpoint.likely_config import likely_config
 from grounding_dino.checkpoint.origins import LoadedCheckpoint, load_checkpoint
+from grounding_dino.checkpoint.report import LoadReport, listed
 
 from torch import Tensor, nn
 
@@ -26,34 +26,6 @@ _TRAINING_ONLY = re.compile(r"denoising\.")
 _NEEDLESS = re.compile(r"pixel_(mean|std)$|.*\.num_batches_tracked$")
 # What another backbone has otherwise: all but the norms of its outputs, of which a detector may use more or fewer.
 _BACKBONE = re.compile(r"backbone\.(?!norms\.)(?!.*\.num_batches_tracked$)")
-_LISTED = 8
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a checkpoint's tensors and of a model's parameters, by name."""
-
-    path: str
-    origin: str
-    taken: tuple[str, ...]
-    new: tuple[str, ...] = ()  # of the model, without a counterpart: keep their initial values
-    dropped: tuple[str, ...] = ()  # of the checkpoint, without a counterpart
-    misshapen: tuple[str, ...] = ()  # "name (shape in the checkpoint) instead of (shape in the model)"
-    ignored: tuple[str, ...] = ()  # because a pattern says so
-    selected: tuple[str, ...] = ()  # of those taken: the rows of COCO's 80 categories out of DINO's 91
-
-    def __str__(self) -> str:
-        counts = f"{len(self.taken)} tensors taken from {self.path} ({self.origin})"
-        if self.selected:
-            counts += f", of {listed(self.selected)} the rows of COCO's 80 category ids"
-        groups = {"new": self.new, "dropped": self.dropped, "of another shape": self.misshapen, "ignored": self.ignored}
-        return counts + "".join(f"; {len(names)} {word}: {listed(names)}" for word, names in groups.items() if names)
-
-
-def listed(names: Sequence[str], most: int = _LISTED) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def load_weights(

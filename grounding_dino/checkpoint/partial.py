@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from grounding_dino.checkpoint.download import local_path
 from grounding_dino.checkpoint.files import CheckpointError, read_checkpoint_file
-from grounding_dino.checkpoint.loading import LoadReport, listed
 from grounding_dino.checkpoint.origins import split_content, translate_checkpoint
+from grounding_dino.checkpoint.report import LoadReport, listed
 from grounding_dino.checkpoint.rules import Rule, StateDict, Table
 from grounding_dino.checkpoint.tables.backbones import (
     convnext_official,

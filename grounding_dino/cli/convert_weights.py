@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from grounding_dino.checkpoint.origins import LoadedCheckpoint
 
     from detectron2.config import CfgNode
+    from torch import Tensor
 
 FORMATS = ("official", "mmdet", "huggingface", "ours")
 
@@ -22,18 +23,25 @@ def build_parser() -> argparse.ArgumentParser:
         prog="convert_weights.py",
         description="Convert a checkpoint of any origin, which is recognised by its names. Tensors are renamed and "
         "reordered, never rounded (unless --half): converting back gives the same bits.",
-        epilog="example: convert_weights.py --to huggingface groundingdino_swint_ogc.pth swin_t_hf",
+        epilog="examples: convert_weights.py --to huggingface groundingdino_swint_ogc.pth swin_t_hf; "
+        "convert_weights.py --warm-start --config-file mask_dino/coco/r50_instance checkpoint0011_4scale.pth start.pth",
     )
     parser.add_argument("input", metavar="INPUT", help="file, Hugging Face folder, or URL")
     parser.add_argument(
         "output", metavar="OUTPUT", help=".pth; .pth or .safetensors for ours; a folder for huggingface"
     )
-    parser.add_argument("--to", choices=FORMATS, required=True, help="the format of OUTPUT")
+    parser.add_argument("--to", choices=FORMATS, help="the format of OUTPUT; ours where --warm-start is given")
     parser.add_argument("--half", action="store_true", help="store floating-point tensors in 16 bits")
     parser.add_argument(
         "--config-file",
         default="",
         help="check that the tensors fit this configuration (path or short name), and take numbers of heads from it",
+    )
+    parser.add_argument(
+        "--warm-start",
+        action="store_true",
+        help="write a checkpoint of the model of --config-file: what fits is taken from INPUT, the rest is initialised "
+        "as for a training, and a table says which is which",
     )
     return parser
 
@@ -42,9 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     from grounding_dino.checkpoint.files import CheckpointError
 
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.warm_start and not arguments.config_file:
+        parser.error("--warm-start needs --config-file, the configuration of the model to start")
+    if not arguments.warm_start and not arguments.to:
+        parser.error("--to is needed: the format of OUTPUT")
     try:
-        convert(arguments.input, arguments.output, arguments.to, arguments.half, arguments.config_file)
+        if arguments.warm_start:
+            to = arguments.to or "ours"
+            warm_start(arguments.input, arguments.output, arguments.config_file, to, arguments.half)
+        else:
+            convert(arguments.input, arguments.output, arguments.to, arguments.half, arguments.config_file)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,10 +76,9 @@ def convert(source: str, output: str, to: str, half: bool = False, config_file: 
     """
     from grounding_dino.checkpoint.download import local_path
     from grounding_dino.checkpoint.files import CheckpointError
-    from grounding_dino.checkpoint.huggingface import HeadCounts, save_huggingface_folder
-    from grounding_dino.checkpoint.loading import listed
+    from grounding_dino.checkpoint.huggingface import HeadCounts
     from grounding_dino.checkpoint.origins import load_checkpoint
-    from grounding_dino.checkpoint.saving import save_checkpoint
+    from grounding_dino.checkpoint.report import listed
 
     checkpoint = load_checkpoint(local_path(source), mmap=True)
     if checkpoint.unknown:
@@ -77,12 +93,52 @@ def convert(source: str, output: str, to: str, half: bool = False, config_file: 
         cfg = load_cfg(config_file)
         _check_fit(checkpoint, cfg)
         heads, vocabulary = _head_counts(cfg), cfg.MODEL.TEXT_ENCODER.VOCABULARY
-    if to == "huggingface":
-        save_huggingface_folder(output, checkpoint.state, checkpoint.extras, half, heads, vocabulary)
-    else:
-        save_checkpoint(output, checkpoint.state, checkpoint.extras, to, half)
+    _save(output, checkpoint.state, checkpoint.extras, to, half, heads, vocabulary)
     kept = f", {len(checkpoint.extras)} more kept beside them" if checkpoint.extras else ""
     print(f"{source} ({checkpoint.origin}) -> {output} ({to}): {len(checkpoint.state)} tensors{kept}")
+
+
+def warm_start(source: str, output: str, config_file: str, to: str = "ours", half: bool = False) -> None:
+    """Write a checkpoint of the model of `config_file` with what fits of `source`, and say what became of its tensors.
+
+    The rest of the model is initialised with the seed 0 (or SEED), so that the file is the same every time.
+
+    Raises:
+        CheckpointError: it cannot be read, nothing fits, or it is of another backbone.
+    """
+    import grounding_dino.modeling  # noqa: F401  # fills the registries
+    from grounding_dino.checkpoint.loading import load_weights
+    from grounding_dino.model_zoo import load_cfg
+
+    import torch
+    from detectron2.modeling import build_model
+
+    cfg = load_cfg(config_file)
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(max(0, cfg.SEED))
+    model = build_model(cfg)
+    report = load_weights(model, source, cfg.MODEL.WEIGHTS_IGNORE, warm_start=True)
+    _save(output, model.state_dict(), {}, to, half, _head_counts(cfg), cfg.MODEL.TEXT_ENCODER.VOCABULARY)
+    print(report.tables())
+    print(f"{source} ({report.origin}) -> {output} ({to}): {len(report.taken)} tensors taken, {len(report.new)} new")
+
+
+def _save(
+    output: str,
+    state: Mapping[str, Tensor],
+    extras: Mapping[str, Tensor],
+    to: str,
+    half: bool,
+    heads: HeadCounts,
+    vocabulary: str,
+) -> None:
+    from grounding_dino.checkpoint.huggingface import save_huggingface_folder
+    from grounding_dino.checkpoint.saving import save_checkpoint
+
+    if to == "huggingface":
+        save_huggingface_folder(output, state, extras, half, heads, vocabulary)
+    else:
+        save_checkpoint(output, state, extras, to, half)
 
 
 def _check_fit(checkpoint: LoadedCheckpoint, cfg: CfgNode) -> None:

@@ -113,6 +113,14 @@ def test_dino_through_mmdets_names():
     assert_same({key: value for key, value in back.state.items() if key not in copies}, ours.state)
 
 
+def test_mmdet_numbers_norms_by_the_attentions_there_are():
+    tensors = manifest("mmdet", f"mmdet_{MMDET[0]}")
+    state = translate_checkpoint({"state_dict": tensors}, "x").state
+    for number, norm in enumerate(("norm_self", "norm_cross", "norm_ffn")):
+        expected = tensors[f"decoder.layers.4.norms.{number}.weight"]
+        assert torch.equal(state[f"transformer_decoder.layers.4.{norm}.weight"], expected)
+
+
 # ------------------------------------------------------------------------------------------- Mask DINO's levels
 
 

@@ -1,6 +1,7 @@
 """The conversion command: round trips of files, and its errors."""
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
+from grounding_dino.checkpoint.saving import save_checkpoint
 from grounding_dino.cli.convert_weights import main
 
 import pytest
@@ -67,3 +68,54 @@ def test_errors_are_sentences(tmp_path, authors_file, capsys):
     assert main(["--to", "ours", str(path), str(tmp_path / "out.pth")]) == 1
     assert "1 tensors of unknown names: adapter.weight" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.fixture
+def started(tmp_path, tiny_cfg, tiny_model):
+    """(path of a file of the tiny model, path of a configuration with a decoder layer more and other labels)."""
+    save_checkpoint(str(tmp_path / "source.pth"), tiny_model.state_dict())
+    tiny_cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 3
+    tiny_cfg.MODEL.DENOISING.NUM_LABELS = 7
+    (tmp_path / "target.yaml").write_text(tiny_cfg.dump())
+    return tmp_path / "source.pth", tmp_path / "target.yaml"
+
+
+def test_warm_start_writes_the_target_model(tmp_path, started, tiny_model, capsys):
+    source, config = started
+    for name in ("a.pth", "b.pth"):
+        assert main(["--warm-start", "--config-file", str(config), str(source), str(tmp_path / name)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    a, b = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("a.pth", "b.pth"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)  # new parts too
+    new = {name for name in a if name not in tiny_model.state_dict()}
+    assert {name[: len("transformer_decoder.layers.2.")] for name in new if "heads" not in name} == {
+        "transformer_decoder.layers.2."
+    }
+    other = {"denoising.label_embedding.weight"}
+    for name, value in tiny_model.state_dict().items():
+        assert name in other or torch.equal(a[name], value), name
+    assert a["denoising.label_embedding.weight"].shape == (7, 32)
+    (decoder,) = (line.split() for line in lines[: len(lines) // 2] if line.split()[0] == "transformer_decoder.layers")
+    in_a_layer = sum(name.startswith("transformer_decoder.layers.2.") for name in a)
+    assert decoder[1:] == [str(2 * in_a_layer), str(in_a_layer), "0", "0"]
+    assert len({len(line) for line in lines[: lines.index("new:")]}) == 1  # aligned
+    assert "  transformer_decoder.layers.2.norm_cross.weight" in lines
+    assert "  denoising.label_embedding.weight (256, 32) instead of (7, 32)" in lines
+    assert f"tensors taken, {len(new)} new" in lines[-1]
+
+
+def test_warm_start_needs_a_model(tmp_path, started, capsys):
+    source, _ = started
+    for arguments, message in ((["--warm-start"], "needs --config-file"), ([], "--to is needed")):
+        with pytest.raises(SystemExit):
+            main([*arguments, str(source), str(tmp_path / "out.pth")])
+        assert message in capsys.readouterr().err
+
+
+def test_warm_start_from_another_backbone(tmp_path, started, tiny_cfg, capsys):
+    source, config = started
+    tiny_cfg.MODEL.SWIN.EMBED_DIM = 32
+    config.write_text(tiny_cfg.dump())
+    assert main(["--warm-start", "--config-file", str(config), str(source), str(tmp_path / "out.pth")]) == 1
+    assert "is of another backbone than the model" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()
