@@ -100,6 +100,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     The first line of the log says which Detectron2 and which kernels are in use.
     """
+    from grounding_dino.data.class_count import with_class_count
     from grounding_dino.engine.environment import log_environment, set_up_logging, share_cpu_cores
 
     from detectron2.engine import default_setup
@@ -108,6 +109,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     set_up_logging(cfg.OUTPUT_DIR)
     log_environment()
     share_cpu_cores(cfg)
+    cfg = with_class_count(cfg)  # before the configuration is written to OUTPUT_DIR
     default_setup(cfg, args)
     if not args.debug:
         keep_tracebacks_off_the_screen()
@@ -160,9 +162,11 @@ def check_equal_starts(starts: Sequence[int], output_dir: str) -> None:
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     """Evaluate MODEL.WEIGHTS; where it is empty the shipped or released file of the configuration.
 
+    With TEST.AUG.ENABLED semantic results are also measured with test-time augmentation ("sem_seg_TTA").
     With `--resume` it is the last checkpoint of OUTPUT_DIR, if there is one.
     """
     from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+    from grounding_dino.engine.augmented_evaluation import check_augmentation, with_augmentation
     from grounding_dino.engine.evaluations import evaluate_all
     from grounding_dino.engine.trainer import Trainer, check_test_sets
     from grounding_dino.model_zoo import complete_weights, find_weights
@@ -173,6 +177,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ValueError("--eval-only, but DATASETS.TEST names no data set")
     check_test_sets(cfg)
+    check_augmentation(cfg)
     model = Trainer.build_model(cfg)
     checkpointer = GroundingCheckpointer(
         model, cfg.OUTPUT_DIR, ignore=cfg.MODEL.WEIGHTS_IGNORE, warm_start=cfg.MODEL.WARM_START_ON
@@ -190,6 +195,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     cfg.MODEL.WEIGHTS = f"{weights}, averaged" if averaged else weights
     cfg.freeze()
     results = evaluate_all(cfg, model, Trainer.test)
+    if cfg.TEST.AUG.ENABLED:
+        results = with_augmentation(cfg, model, Trainer.test, results)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

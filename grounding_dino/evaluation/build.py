@@ -71,6 +71,9 @@ def _semantic(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
     return SemanticEvaluator(name)
 
 
+PANOPTIC = "coco_panoptic_seg"  # panoptic sets name kinds for the model's other results beside it
+SEMANTIC = "sem_seg"
+
 # What a data set's metadata may name in `evaluator_type`, alone or in a list: (cfg, data set, folder) -> evaluator.
 EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "coco": _coco,
@@ -79,14 +82,13 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     "grefexp": _grefexp,
     "flickr30k": _flickr30k,
     "d3": _d3,
-    "coco_panoptic_seg": _panoptic,
-    "sem_seg": _semantic,
+    PANOPTIC: _panoptic,
+    SEMANTIC: _semantic,
 }
 
 # The part of a model's output that an evaluator needs, with the key that a model with masks gives it by.
 _INSTANCES = ("instances", "TEST.INSTANCE_ON")
-_MAIN = "coco_panoptic_seg"  # panoptic sets name kinds for the model's other results beside it
-_OUTPUTS = {_MAIN: ("panoptic_seg", "TEST.PANOPTIC_ON"), "sem_seg": ("sem_seg", "TEST.SEMANTIC_ON")}
+_OUTPUTS = {PANOPTIC: ("panoptic_seg", "TEST.PANOPTIC_ON"), SEMANTIC: ("sem_seg", "TEST.SEMANTIC_ON")}
 
 _RANKS = ("1", "5", "10")
 _LVIS_METRICS = (*METRICS, *(f"AP{letter}" for letter in FREQUENCIES))
@@ -98,10 +100,8 @@ TASKS: dict[str, Callable[[CfgNode], dict[str, Sequence[str]]]] = {
     "grefexp": lambda cfg: {"grefexp": ["P@(F1=1)", "N_acc", "T_acc"]},
     "flickr30k": lambda cfg: {"flickr30k": [f"{prefix}R@{rank}" for prefix in ("", "merged_") for rank in _RANKS]},
     "d3": lambda cfg: {"d3": [*METRICS, *(f"AP_{part}" for part in ("presence", "absence", *LENGTHS))]},
-    "coco_panoptic_seg": lambda cfg: {
-        "panoptic_seg": [f"{measure}{part}" for part in ("", "_th", "_st") for measure in MEASURES]
-    },
-    "sem_seg": lambda cfg: {"sem_seg": ["mIoU", "fwIoU", "mACC", "pACC", "mBoundaryIoU"]},
+    PANOPTIC: lambda cfg: {"panoptic_seg": [f"{measure}{part}" for part in ("", "_th", "_st") for measure in MEASURES]},
+    SEMANTIC: lambda cfg: {"sem_seg": ["mIoU", "fwIoU", "mACC", "pACC", "mBoundaryIoU"]},
 }
 
 
@@ -138,7 +138,7 @@ def kinds_of_run(cfg: CfgNode, dataset_name: str) -> list[str]:
     """
     kinds = evaluator_kinds(dataset_name)
     lacking = {kind: key for kind in kinds if (key := _missing_key(cfg, kind))}
-    main = _MAIN if _MAIN in kinds else kinds[0]
+    main = PANOPTIC if PANOPTIC in kinds else kinds[0]
     if main in lacking:
         output, key = _OUTPUTS.get(main, _INSTANCES)
         raise ValueError(
@@ -162,9 +162,9 @@ def check_evaluation(cfg: CfgNode, dataset_name: str, records: Sequence[Mapping[
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if {"coco", "lvis"} & set(kinds) and json_file and not PathManager.exists(json_file):
         raise FileNotFoundError(f"there is no {json_file!r}, the instances of {dataset_name!r}")
-    if "coco_panoptic_seg" in kinds:
+    if PANOPTIC in kinds:
         panoptic_truth_of(dataset_name)
-    if "sem_seg" in kinds:
+    if SEMANTIC in kinds:
         semantic_truth_of(dataset_name, records)
 
 

@@ -30,18 +30,20 @@ class SemanticEvaluator(DatasetEvaluator):
         dataset_name: a registered set whose records have `sem_seg_file_name`, and whose metadata have `stuff_classes`
             (the K classes) and perhaps `ignore_label`.
         distributed: gather from all processes.
+        settings: how results came about, in words for the protocol.
 
     Raises:
         ValueError: the metadata have no `stuff_classes`, or as :func:`semantic_truth_of`.
     """
 
-    def __init__(self, dataset_name: str, distributed: bool = True) -> None:
+    def __init__(self, dataset_name: str, distributed: bool = True, settings: Mapping[str, str] | None = None) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         names = metadata.get("stuff_classes")
         if not names:
             raise ValueError(f"data set {dataset_name!r} has no stuff_classes in its metadata, the classes of its maps")
         self.dataset_name = dataset_name
         self.distributed = distributed
+        self.settings = dict(settings or {})
         self.names = list(names)
         self.ignore_label = metadata.get("ignore_label")
         self._maps = semantic_truth_of(dataset_name, DatasetCatalog.get(dataset_name))
@@ -51,7 +53,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """What counts."""
         ignored = f", without those of the label {self.ignore_label}" if self.ignore_label is not None else ""
         classes = f"means over those of the {len(self.names)} classes that the truth has"
-        return {"mIoU": f"pixels of all pictures together{ignored}; {classes}"}
+        return {"mIoU": f"pixels of all pictures together{ignored}; {classes}", **self.settings}
 
     def reset(self) -> None:
         """Forget all pictures."""
