@@ -143,14 +143,13 @@ def _add_transformer_decoder(cfg: CN) -> None:
     cfg.MODEL.CLASS_HEAD = CN()
     cfg.MODEL.CLASS_HEAD.NAME = "TokenContrast"  # against text tokens; or "Linear": a fixed list of classes
     cfg.MODEL.CLASS_HEAD.SHARED_ON = False  # one for all layers, or one each
-    cfg.MODEL.CLASS_HEAD.NUM_CLASSES = 0  # columns of "Linear"; 0: as many as the first of DATASETS.TRAIN has
+    cfg.MODEL.CLASS_HEAD.NUM_CLASSES = 0  # columns of "Linear"; 0: as many as the first set of TRAIN, or TEST, has
     # The column of each class of the data set, where they are not in its order: DINO's columns are COCO's category ids.
     cfg.MODEL.CLASS_HEAD.CATEGORY_IDS = []
     # Of the dot product query . token: "none" (Grounding DINO), "sqrt_dim" (1/sqrt(C), MM-Grounding-DINO),
     # "learned" (exp of one parameter a layer, from 0).
     cfg.MODEL.CLASS_HEAD.SCALE = "none"
     cfg.MODEL.CLASS_HEAD.BIAS_ON = False  # one learned bias a layer, from -log(99)
-
 
     cfg.MODEL.MASK_HEAD = CN()  # built where MODEL.MASK_ON is True
     cfg.MODEL.MASK_HEAD.IN_FEATURE = "res2"  # the backbone's map of stride 4
@@ -168,7 +167,7 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.DENOISING.LABEL_NOISE_RATIO = 0.5
     cfg.MODEL.DENOISING.BOX_NOISE_SCALE = 1.0
     cfg.MODEL.DENOISING.BOX_NOISE = "corners"  # what moves (DINO); or "centre_and_size" (Mask DINO)
-    cfg.MODEL.DENOISING.NUM_LABELS = 256  # rows of the label embedding
+    cfg.MODEL.DENOISING.NUM_LABELS = 256  # rows of the label embedding; 0: as many as CLASS_HEAD has classes
 
     cfg.MODEL.MATCHER = CN()
     cfg.MODEL.MATCHER.CLASS_WEIGHT = 2.0

@@ -13,6 +13,7 @@ from grounding_dino.checkpoint.adapters import merge_adapter
 from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 from grounding_dino.checkpoint.sharded import has_split_parameters
 from grounding_dino.data.build import build_test_loader, load_records
+from grounding_dino.data.class_count import with_class_count
 from grounding_dino.data.datasets import register_extra_datasets
 from grounding_dino.data.loader import build_train_loader, pictures_an_epoch, start_stream_at
 from grounding_dino.data.text_settings import check_all_names
@@ -75,7 +76,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logger.isEnabledFor(logging.INFO):
             set_up_logging()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = with_class_count(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed() % 2**31
         logger.info("the seed of this run: %d", self.seed)
