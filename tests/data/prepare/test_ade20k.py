@@ -77,6 +77,13 @@ def test_panoptic_maps_have_instances_over_stuff_and_nothing_where_a_thing_has_n
     assert record["sem_seg_file_name"].endswith("annotations_detectron2/validation/ADE_val_00000001.png")
 
 
+def test_the_truth_scores_100(ade, scores_of_truth, capsys):
+    ade20k.main(QUIET)
+    scores = scores_of_truth("ade20k_panoptic_val")
+    found = [scores["panoptic_seg"]["PQ"], scores["sem_seg"]["mIoU"], scores["bbox"]["AP"], scores["segm"]["AP"]]
+    assert found == pytest.approx([100] * 4)
+
+
 def test_archives_may_lie_in_the_folder(ade, data_root, capsys):
     with zipfile.ZipFile(data_root / "a.zip", "w") as archive:
         for kind in ("images", "annotations"):

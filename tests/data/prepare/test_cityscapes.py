@@ -80,6 +80,13 @@ def test_panoptic_maps_keep_the_numbers_of_instance_maps(cities, capsys):
     assert read_semantic_map(record["sem_seg_file_name"]).tolist() == TRAIN_IDS
 
 
+def test_the_truth_scores_100(cities, scores_of_truth, capsys):
+    cityscapes.main(QUIET)
+    scores = scores_of_truth("cityscapes_fine_panoptic_val")
+    found = [scores["panoptic_seg"]["PQ"], scores["sem_seg"]["mIoU"], scores["bbox"]["AP"], scores["segm"]["AP"]]
+    assert found == pytest.approx([100] * 4)
+
+
 def test_archives_are_unpacked(cities, capsys):
     for name in ("gtFine", "leftImg8bit"):
         with zipfile.ZipFile(cities / f"{name}_trainvaltest.zip", "w") as archive:
