@@ -182,6 +182,16 @@ def _shorter_edges(cfg: CfgNode) -> Policies:
     return Policies([T.RandomApply(crop, prob=0.5), resize], [resize])
 
 
+class _ResizeScale(T.ResizeScale):
+    """Detectron2's, but a thin picture keeps at least one pixel."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if min(resize.new_h, resize.new_w) > 0:
+            return resize
+        return T.ResizeTransform(resize.h, resize.w, max(1, resize.new_h), max(1, resize.new_w), resize.interp)
+
+
 def _large_scale_jitter(cfg: CfgNode) -> Policies:
     """A picture times a factor, cut or padded to a square (Ghiasi et al., Simple Copy-Paste, 2021).
 
@@ -196,8 +206,8 @@ def _large_scale_jitter(cfg: CfgNode) -> Policies:
     # The padding of masks would otherwise be 255, which counts as inside.
     window = T.FixedSizeCrop((size, size), seg_pad_value=0)
     return Policies(
-        [T.ResizeScale(least, most, size, size), window],
-        [T.ResizeScale(min(least, 1.0), min(most, 1.0), size, size), window],
+        [_ResizeScale(least, most, size, size), window],
+        [_ResizeScale(min(least, 1.0), min(most, 1.0), size, size), window],
     )
 
 

@@ -74,7 +74,7 @@ def rle_fault(rle: Any, height: int, width: int) -> str | None:
         return f"an RLE has the size {rle.get('size')}, but its picture is {[height, width]} (height, width)"
     counts = rle.get("counts")
     if isinstance(counts, str):
-        counts = counts.encode("ascii", errors="replace")
+        counts = counts.encode()
     try:
         runs = _compressed_runs(counts) if isinstance(counts, bytes) else _listed_runs(counts)
     except ValueError as error:

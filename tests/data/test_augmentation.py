@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.data.augmentation import Saturation, build_training_augmentations
+from grounding_dino.data.augmentation import (
+    Saturation,
+    SsdColours,
+    build_semantic_augmentations,
+    build_training_augmentations,
+)
 from grounding_dino.data.mappers import build_mapper
 
 import numpy as np
@@ -14,6 +19,7 @@ import pycocotools.mask as coco_mask
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -81,7 +87,7 @@ def test_boxes_and_masks_stay_on_their_object_under_large_scale_jitter(
 ) -> None:
     made = mapper(
         *(JITTER + "ENABLED_ON", True, JITTER + "SIZE", 96, JITTER + "MIN_SCALE", scales[0]),
-        *(JITTER + "MAX_SCALE", scales[1], "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask"),
+        *(JITTER + "MAX_SCALE", scales[1], "MODEL.MASK_ON", True),
         *("INPUT.RANDOM_FLIP", flip),
     )
     places = set()
@@ -208,3 +214,62 @@ def test_values_out_of_range_are_refused(tiny_cfg: CfgNode, key: str, value: Any
     tiny_cfg.merge_from_list([JITTER + "ENABLED_ON", "CROP" not in key, "INPUT.CROP.ENABLED", True, key, value])
     with pytest.raises(ValueError, match=sentence):
         build_training_augmentations(tiny_cfg)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_the_colours_of_ssd_change_pixels_alone_and_all_four_ways(image_format: str) -> None:
+    np.random.seed(0)
+    image = np.zeros((2, 3, 3), dtype=np.uint8)
+    image[...] = (180, 60, 40) if image_format == "RGB" else (40, 60, 180)
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    grey, drawn, hues = 0, set(), set()
+    for _ in range(60):
+        pixels = T.AugInput(image.copy(), sem_seg=labels)
+        transform = SsdColours(image_format)(pixels)
+        assert pixels.image.dtype == np.uint8 and pixels.image.shape == image.shape
+        assert (pixels.image == pixels.image[0, 0]).all()
+        np.testing.assert_array_equal(pixels.sem_seg, labels)
+        assert transform.apply_coords(np.array([[1.0, 2.0]])).tolist() == [[1, 2]]
+        color = tuple(pixels.image[0, 0].tolist())
+        color = color if image_format == "RGB" else color[::-1]
+        drawn.add(color)
+        hues.add(color[1] > color[2])
+        grey += color == (180, 60, 40)
+    assert 1 <= grey <= 12 and len(drawn) > 40  # a sixteenth keeps its colours
+    assert hues == {True, False}  # red turns towards yellow, and towards blue
+
+
+def test_semantic_crops_avoid_windows_of_one_class(tiny_cfg: Any) -> None:
+    np.random.seed(0)
+    options = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [16, 16]]
+    options += ["INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MAX_SIZE_TRAIN", 64, "INPUT.RANDOM_FLIP", "none"]
+    tiny_cfg.merge_from_list(options)
+    labels = np.zeros((32, 64), dtype=np.uint8)
+    labels[:, 32:] = 1
+    labels[:, 40:] = 255  # ignored, so that it does not count
+
+    def share_of_mixed_windows(share: float) -> float:
+        tiny_cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = share
+        policy = T.AugmentationList(build_semantic_augmentations(tiny_cfg, ignore_label=255))
+        mixed = 0
+        for _ in range(40):
+            pixels = T.AugInput(np.zeros((32, 64, 3), dtype=np.uint8), sem_seg=labels)
+            policy(pixels)
+            assert pixels.sem_seg.shape == (16, 16)
+            mixed += {0, 1} <= set(np.unique(pixels.sem_seg))
+        return mixed / 40
+
+    assert share_of_mixed_windows(1.0) < 0.6 < 0.9 < share_of_mixed_windows(0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["INPUT.LARGE_SCALE_JITTER.ENABLED_ON", True], "not for semantic training"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.5], r"1.5; give a share in \(0, 1\]"),
+    ],
+)
+def test_semantic_policies_out_of_range_are_refused(tiny_cfg: Any, options: list[Any], message: str) -> None:
+    tiny_cfg.merge_from_list(options)
+    with pytest.raises(ValueError, match=message):
+        build_semantic_augmentations(tiny_cfg, ignore_label=255)
