@@ -10,9 +10,10 @@ from typing import Any
 import grounding_dino.data.datasets  # noqa: F401  # registers the data sets
 from grounding_dino.checkpoint.saving import save_checkpoint
 from grounding_dino.data.datasets.groups import expand_groups
+from grounding_dino.data.segmentation_maps import write_panoptic_map
 from grounding_dino.engine.evaluations import check_metric_name
 from grounding_dino.engine.trainer import Trainer
-from grounding_dino.model_zoo import config_folders, load_cfg
+from grounding_dino.model_zoo import list_configs, load_cfg
 from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
 
 import numpy as np
@@ -23,8 +24,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-FOLDER = config_folders()[0] / "grounding_dino"
-RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("Base-"))
+RECIPES = list_configs()
 USERS_OWN = {"mine_train", "mine_val"}  # named on the command line
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -33,6 +33,11 @@ SMALL = {
     "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
     "MODEL.SWIN.NUM_HEADS": [1, 1, 2, 2],
     "MODEL.SWIN.WINDOW_SIZE": 4,
+    "MODEL.BACKBONE.WEIGHTS": "",
+    "MODEL.TIMM.PRETRAINED_ON": False,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
     "MODEL.TEXT_ENCODER.HIDDEN_SIZE": 16,
     "MODEL.TEXT_ENCODER.NUM_LAYERS": 1,
     "MODEL.TEXT_ENCODER.NUM_HEADS": 2,
@@ -47,6 +52,10 @@ SMALL = {
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.CROP.MIN_SIZES": [72],
     "INPUT.CROP.SIZE": [48, 64],
+    "INPUT.LARGE_SCALE_JITTER.SIZE": 64,
+    "INPUT.SIZE_DIVISIBILITY": 64,
+    "MODEL.LOSS.NUM_POINTS": 64,
+    "MODEL.QUERY_SELECTION.NUM_QUERIES": 40,
     "DATALOADER.NUM_WORKERS": 0,
 }
 ONE_STEP_ALONE = {
@@ -59,6 +68,7 @@ ONE_STEP_ALONE = {
     "TEST.RETAINED": (),
     "DATASETS.TEST": (),
 }
+TIMM_OPTIONS = {"convnext_xl_4scale_12ep": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}
 GROUNDING = ("goldg", "grit", "cap4m", "refcoco", "grefcoco")
 
 
@@ -76,11 +86,25 @@ def record(name: str, number: int, folder: Path) -> dict[str, Any]:
     if not file.is_file():
         pixels = np.random.default_rng(number).integers(0, 256, (64, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(file)
+    outline = [8.0, 8.0, 40.0, 8.0, 40.0, 36.0, 8.0, 36.0]
     box = {"bbox": [8.0, 8.0, 40.0, 36.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
-    common = {"file_name": str(file), "image_id": number, "height": 64, "width": 80, "annotations": [box]}
+    common = {"file_name": str(file), "image_id": number, "height": 64, "width": 80}
     if name.startswith(GROUNDING):
-        return {**common, "caption": "a cat left of a tree", "phrases": [(2, 5)]}
-    return common
+        return {**common, "annotations": [box], "caption": "a cat left of a tree", "phrases": [(2, 5)]}
+    if "panoptic" in name or "sem_seg" in name:
+        return {**common, **maps(folder)}
+    return {**common, "annotations": [{**box, "segmentation": [outline]}]}
+
+
+def maps(folder: Path) -> dict[str, Any]:
+    """A panoptic and a semantic map of one object on one ground."""
+    panoptic, semantic = str(folder / "panoptic.map.png"), str(folder / "semantic.map.png")
+    inside = np.zeros((64, 80), dtype=np.uint8)
+    inside[8:36, 8:40] = 1
+    write_panoptic_map(panoptic, inside.astype(np.int64) + 300)
+    Image.fromarray(inside).save(semantic)
+    segments = [{"id": 300 + k, "category_id": k, "iscrowd": 0, "isthing": k == 0} for k in range(2)]
+    return {"pan_seg_file_name": panoptic, "sem_seg_file_name": semantic, "segments_info": segments}
 
 
 @pytest.fixture
@@ -126,6 +150,8 @@ def test_the_best_checkpoint_goes_by_a_metric_that_there_is(name: str) -> None:
 def test_recipe_trains(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run: dict[str, Any] = {"OUTPUT_DIR": str(tmp_path / "out"), "MODEL__WEIGHTS": ""}
+    if name in TIMM_OPTIONS:
+        run["MODEL__TIMM__OPTIONS"] = TIMM_OPTIONS[name]
     cfg = load_cfg(name, settings(**run))
     if load_cfg(name).MODEL.WEIGHTS:  # start from a file, in our form
         run["MODEL__WEIGHTS"] = str(tmp_path / "start.pth")
@@ -156,6 +182,7 @@ STARTS = {
     "swin_b_finetune_coco": ("swin_b_cogcoor", "official"),
     "mm_swin_t_finetune_coco": ("mm_swin_t", "mmdet"),
     "one_class": ("swin_t_ogc", "official"),
+    "r50_4scale_finetune": ("r50_4scale_12ep", "official"),
     "shapes_tiny_finetune": ("shapes_tiny", "ours"),
     "shapes_tiny_one_class": ("shapes_tiny", "ours"),
 }
@@ -183,8 +210,8 @@ def test_fine_tuning_starts_from_the_published_form_and_trains(name: str, one_pi
     torch.manual_seed(0)
     base, origin = STARTS[name]
     start = str(tmp_path / "start.pth")
-    # the authors' files and mmdet's conversions have no denoising part, ours do
-    denoising = {"MODEL.DENOISING.ENABLED_ON": origin == "ours"}
+    # the files of Grounding DINO's authors and mmdet's conversions have no denoising part, DINO's and ours do
+    denoising = {"MODEL.DENOISING.ENABLED_ON": origin == "ours" or base == "r50_4scale_12ep"}
     state = GeneralizedDINO(load_cfg(base, options({**SMALL, **denoising}))).state_dict()
     save_checkpoint(start, state, to=origin)
     run = {
@@ -200,8 +227,13 @@ def test_fine_tuning_starts_from_the_published_form_and_trains(name: str, one_pi
     }
     cfg = load_cfg(name, options({**SMALL, **run}))
     before, trained = train(cfg)
-    moved = [key for key, value in state.items() if key in trained and value.shape == trained[key].shape]
-    assert any(not torch.equal(state[key], trained[key]) for key in moved if key.startswith("transformer_decoder."))
+    fitting = [key for key, value in state.items() if key in trained and value.shape == trained[key].shape]
+    assert any(not torch.equal(state[key], trained[key]) for key in fitting if key.startswith("transformer_decoder."))
+    assert all(torch.equal(state[key], before[key]) for key in fitting)
+    if cfg.MODEL.CLASS_HEAD.NAME == "Linear":  # what does not fit other classes, and nothing else
+        new = {key.rsplit(".", 1)[0] for key in before if key not in fitting}
+        heads = {f"transformer_decoder.class_heads.{layer}" for layer in range(2)}
+        assert new <= {*heads, "query_selection.class_head", "denoising.label_embedding"} and len(new) >= 3
     assert cfg.SOLVER.BEST_CHECKPOINT_METRIC == "" or (tmp_path / "out" / "model_best.pth").is_file()
     if cfg.MODEL.TEXT_ENCODER.FREEZE_ON:
         text = [key for key in before if key.startswith("text_encoder.bert.")]
