@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import functools
-import os
+from collections.abc import Mapping
 from typing import Any
 
+from grounding_dino.data.datasets.coco_json import set_metadata
 from grounding_dino.data.datasets.panoptic_json import load_panoptic
-from grounding_dino.data.datasets.paths import require
+from grounding_dino.data.datasets.paths import dataset_root, require
+from grounding_dino.data.datasets.register_coco_sets import places_below_root
 from grounding_dino.data.datasets.segmentation_classes import SegmentationClass
 from grounding_dino.data.datasets.segmentation_sets import register_panoptic_set
 
@@ -38,8 +40,9 @@ def register_coco_panoptic() -> None:
     for split in ("train", "val"):
         name = f"coco_2017_{split}_panoptic"
         if name in DatasetCatalog:
+            places = places_below_root(name, ("panoptic_json", "image_root", "panoptic_root", "json_file"))
             DatasetCatalog.remove(name)
-            DatasetCatalog.register(name, functools.partial(_load_as_registered, name))
+            DatasetCatalog.register(name, functools.partial(_load_as_registered, name, places))
         _register(name, split, "")
         _register(f"{name}_with_sem_seg", split, sem_seg_root(split))
 
@@ -57,9 +60,10 @@ def _register(name: str, split: str, maps: str) -> None:
     )
 
 
-def _load_as_registered(name: str) -> list[dict[str, Any]]:
-    """Read a set by the paths and the id maps that Detectron2 registered it with."""
+def _load_as_registered(name: str, places: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Read a set by the places below the folder of data sets and the id maps that Detectron2 registered it with."""
+    set_metadata(name, **{key: str(dataset_root() / path) for key, path in places.items()})
     metadata = MetadataCatalog.get(name)
-    for path in (metadata.panoptic_json, metadata.image_root, metadata.panoptic_root):
-        require(os.path.abspath(path), HINT)
+    for key in ("panoptic_json", "image_root", "panoptic_root"):
+        require(places[key], HINT)
     return load_panoptic(metadata.panoptic_json, metadata.image_root, metadata.panoptic_root, metadata.as_dict())

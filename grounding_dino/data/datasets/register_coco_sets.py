@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from grounding_dino.data.datasets.coco_json import load_coco
+from grounding_dino.data.datasets.coco_json import load_coco, set_metadata
 from grounding_dino.data.datasets.label_names import NAME_FIXES, renamed
-from grounding_dino.data.datasets.paths import require
+from grounding_dino.data.datasets.paths import dataset_root, require
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 Record = dict[str, Any]
 
@@ -124,18 +125,31 @@ def _adapt(coco_set: CocoSet, content: Record) -> Record:
 def explain_missing_files(name: str, hint: str) -> None:
     """Let a set that Detectron2 registered say where its files come from when they are absent; else it is read as is.
 
-    Its folder was settled when Detectron2 was imported, so a later change of DETECTRON2_DATASETS has no effect.
+    Detectron2 settles the folder of data sets when it is imported; here it is looked up when the set is used.
     """
     read = DatasetCatalog[name]
+    places = places_below_root(name, ("json_file", "image_root"))
     DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, functools.partial(_read_where_present, name, read, hint))
+    DatasetCatalog.register(name, functools.partial(_read_where_present, name, read, hint, places))
 
 
-def _read_where_present(name: str, read: Callable[[], list[Record]], hint: str) -> list[Record]:
+def places_below_root(name: str, keys: Sequence[str]) -> dict[str, str]:
+    """Paths in a set's metadata, relative to `dataset_root()` as it is now."""
     metadata = MetadataCatalog.get(name)
-    for path in (metadata.json_file, metadata.image_root):
-        require(os.path.abspath(path), hint)
-    return read()
+    return {key: os.path.relpath(getattr(metadata, key), dataset_root()) for key in keys}
+
+
+def _read_where_present(
+    name: str, read: Callable[[], list[Record]], hint: str, places: Mapping[str, str]
+) -> list[Record]:
+    found = {key: str(require(path, hint)) for key, path in places.items()}
+    metadata = MetadataCatalog.get(name)
+    if all(os.path.abspath(getattr(metadata, key)) == os.path.abspath(path) for key, path in found.items()):
+        return read()
+    set_metadata(name, **found)
+    moved = functools.partial(load_coco_json, found["json_file"], found["image_root"], name)
+    DatasetCatalog[name] = functools.partial(_read_where_present, name, moved, hint, places)
+    return moved()
 
 
 # ------------------------------------------------------------------------------------------------ the data sets

@@ -37,17 +37,18 @@ def test_the_set_with_semantic_maps_has_them(val, data_root):
     assert metadata.json_file == str(data_root / "coco/annotations/instances_val2017.json")
 
 
-def test_detectron2s_set_is_read_through_checks_from_where_it_was_registered(val, data_root, monkeypatch):
+def test_detectron2s_set_is_read_through_checks(val, data_root):
     name, json_file = "coco_2017_val_panoptic", data_root / "coco/annotations/panoptic_val2017.json"
-    metadata = MetadataCatalog.get(name)
-    with pytest.raises(FileNotFoundError, match=r"panoptic_val2017.json'; download"):
-        DatasetCatalog.get(name)
-    places = {"panoptic_json": json_file, "image_root": data_root / "coco/val2017"}
-    for key, path in {**places, "panoptic_root": data_root / "coco/panoptic_val2017"}.items():
-        monkeypatch.setitem(metadata.__dict__, key, str(path))
     (record,) = DatasetCatalog.get(name)
     assert [segment["category_id"] for segment in record["segments_info"]] == [0, 0, 132]
+    assert "sem_seg_file_name" not in record
+    metadata = MetadataCatalog.get(name)
+    assert metadata.panoptic_json == str(json_file)
+    assert metadata.json_file == str(data_root / "coco/annotations/instances_val2017.json")
     val["annotations"][0]["segments_info"][0]["category_id"] = 83
     json_file.write_text(json.dumps(val))
     with pytest.raises(CocoFormatError, match="the segment 5 in picture 000000000139.png .* has the category 83"):
+        DatasetCatalog.get(name)
+    json_file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"panoptic_val2017.json'; download"):
         DatasetCatalog.get(name)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import grounding_dino.data.datasets  # noqa: F401
 from grounding_dino.data.build import load_records
@@ -117,6 +118,24 @@ def test_a_set_of_detectron2_is_read_by_detectron2_and_says_what_it_misses(data_
         images.rmdir()
         with pytest.raises(FileNotFoundError, match="val2017'; `make it`"):
             DatasetCatalog.get(name)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_the_folder_of_a_set_of_detectron2_is_looked_up_when_it_is_used(data_root, write_coco, monkeypatch):
+    name, content = "test_moved_coco_of_detectron2", ("coco/a.json", ["cat"], [("1.jpg", "coco/val2017/1.jpg", {})])
+    register_coco_instances(name, {}, str(data_root / "coco/a.json"), str(data_root / "coco/val2017"))
+    try:
+        explain_missing_files(name, "`make it`")
+        for folder in (data_root, data_root / "moved", data_root):
+            monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
+            write_coco(*content)
+            if folder != data_root:
+                shutil.copytree(data_root / "coco", folder / "coco")
+            (record,) = load_records([name])
+            assert record["file_name"] == str(folder / "coco/val2017/1.jpg")
+            assert MetadataCatalog.get(name).json_file == str(folder / "coco/a.json")
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
