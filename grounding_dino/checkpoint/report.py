@@ -61,16 +61,20 @@ def part_of(name: str) -> str:
 
 
 def abbreviated(names: Sequence[str]) -> list[str]:
-    """Names that differ only in their first number as one, such as `layers.{6,7,8}.norm_ffn.bias`."""
-    numbers: dict[tuple[str, str], list[str]] = {}
+    """Names that differ only in their first number as one, such as `layers.{6..8}.norm_ffn.bias`."""
+    numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         match = _FIRST_NUMBER.search(name)
         key = (name[: match.start(1)], name[match.end(1) :]) if match else (name, "")
-        numbers.setdefault(key, []).append(match.group(1) if match else "")
-    return [
-        start + (found[0] if len(found) == 1 else f"{{{','.join(found)}}}") + end
-        for (start, end), found in numbers.items()
-    ]
+        numbers.setdefault(key, []).extend([int(match.group(1))] if match else [])
+    return [start + _range(found) + end for (start, end), found in numbers.items()]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return "".join(map(str, numbers))
+    in_a_row = list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"{{{numbers[0]}..{numbers[-1]}}}" if in_a_row else f"{{{','.join(map(str, numbers))}}}"
 
 
 def listed(names: Sequence[str], most: int = _LISTED) -> str:

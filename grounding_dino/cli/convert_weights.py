@@ -107,6 +107,7 @@ def warm_start(source: str, output: str, config_file: str, to: str = "ours", hal
         CheckpointError: it cannot be read, nothing fits, or it is of another backbone.
     """
     import grounding_dino.modeling  # noqa: F401  # fills the registries
+    from grounding_dino.checkpoint.huggingface import HeadCounts
     from grounding_dino.checkpoint.loading import load_weights
     from grounding_dino.model_zoo import load_cfg
 
@@ -118,7 +119,8 @@ def warm_start(source: str, output: str, config_file: str, to: str = "ours", hal
     torch.manual_seed(max(0, cfg.SEED))
     model = build_model(cfg)
     report = load_weights(model, source, cfg.MODEL.WEIGHTS_IGNORE, warm_start=True)
-    _save(output, model.state_dict(), {}, to, half, _head_counts(cfg), cfg.MODEL.TEXT_ENCODER.VOCABULARY)
+    heads = _head_counts(cfg) if to == "huggingface" else HeadCounts()
+    _save(output, model.state_dict(), {}, to, half, heads, cfg.MODEL.TEXT_ENCODER.VOCABULARY)
     print(report.tables())
     print(f"{source} ({report.origin}) -> {output} ({to}): {len(report.taken)} tensors taken, {len(report.new)} new")
 

@@ -4,13 +4,16 @@ import json
 import re
 from pathlib import Path
 
-import grounding_dino  # noqa: F401  # makes detectron2 importable
+import grounding_dino.modeling  # noqa: F401  # fills the registries
 from grounding_dino.checkpoint.files import CheckpointError
+from grounding_dino.checkpoint.loading import load_checkpoint_into
 from grounding_dino.checkpoint.origins import load_checkpoint, translate_checkpoint
 from grounding_dino.checkpoint.saving import save_checkpoint, translate_for
+from grounding_dino.model_zoo import load_cfg
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 DINO = ["convnext_xl_4scale", "r50_4scale", "r50_5scale", "swinl_4scale", "swinl_5scale"]
@@ -60,6 +63,10 @@ def mask_dino(name):
     return tensors
 
 
+def mmdet(name):
+    return manifest("mmdet", f"mmdet_{name}")
+
+
 def assert_same(a, b):
     assert a.keys() == b.keys(), sorted(a.keys() ^ b.keys())[:10]
     different = [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
@@ -71,7 +78,7 @@ def assert_same(a, b):
     [
         *(("official", "dino", name, dino) for name in DINO),
         *(("official", "mask_dino", name, mask_dino) for name in MASK_DINO),
-        *(("mmdet", "dino", name, lambda name: manifest("mmdet", f"mmdet_{name}")) for name in MMDET),
+        *(("mmdet", "dino", name, mmdet) for name in MMDET),
     ],
 )
 def test_round_trip(origin, model, name, read):
@@ -80,6 +87,38 @@ def test_round_trip(origin, model, name, read):
     assert (checkpoint.origin, checkpoint.model) == (origin, model)
     assert not checkpoint.unknown
     back, aside = translate_for(origin, checkpoint.state, checkpoint.extras)
+    assert_same(back, tensors)
+    assert not aside
+
+
+CONFIGS = [
+    ("convnext_xl_4scale_12ep", dino, "convnext_xl_4scale"),
+    ("r50_4scale_12ep", dino, "r50_4scale"),
+    ("r50_5scale_12ep", dino, "r50_5scale"),
+    ("swin_l_4scale_12ep", dino, "swinl_4scale"),
+    ("swin_l_5scale_12ep", dino, "swinl_5scale"),
+    ("r50_instance", mask_dino, "r50_instance_2048"),
+    ("r50_instance_hid1024", mask_dino, "r50_instance_hid1024"),
+    ("r50_panoptic", mask_dino, "r50_panoptic"),
+    ("swin_l_instance", mask_dino, "swinl_instance"),
+    ("swin_l_panoptic", mask_dino, "swinl_panoptic"),
+    ("ade20k/r50_semantic", mask_dino, "ade20k_semantic"),
+    ("cityscapes/r50_semantic", mask_dino, "cityscapes_semantic"),
+    ("mmdet_r50_4scale_12ep", mmdet, MMDET[0]),
+    ("mmdet_swin_l_5scale_12ep", mmdet, MMDET[1]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config, read, name", CONFIGS)
+def test_through_the_model_of_the_configuration(config, read, name):
+    """Strictly into the model, and from the model back to the same bits."""
+    tensors = read(name)
+    checkpoint = translate_checkpoint({"model": tensors}, name)
+    model = build_model(load_cfg(config, ["MODEL.DEVICE", "cpu"]))
+    report = load_checkpoint_into(model, checkpoint)
+    assert not report.new and not report.dropped
+    back, aside = translate_for(checkpoint.origin, model.state_dict(), checkpoint.extras)
     assert_same(back, tensors)
     assert not aside
 
@@ -114,7 +153,7 @@ def test_dino_through_mmdets_names():
 
 
 def test_mmdet_numbers_norms_by_the_attentions_there_are():
-    tensors = manifest("mmdet", f"mmdet_{MMDET[0]}")
+    tensors = mmdet(MMDET[0])
     state = translate_checkpoint({"state_dict": tensors}, "x").state
     for number, norm in enumerate(("norm_self", "norm_cross", "norm_ffn")):
         expected = tensors[f"decoder.layers.4.norms.{number}.weight"]

@@ -186,8 +186,8 @@ def test_files_of_ours_know_their_model(file_of, dino, mask_dino):
 
 
 def test_names_are_abbreviated():
-    names = ["a.layers.6.b", "a.layers.7.b", "a.layers.6.c", "d", "e.0.f.1.g"]
-    assert abbreviated(names) == ["a.layers.{6,7}.b", "a.layers.6.c", "d", "e.0.f.1.g"]
+    names = ["a.layers.6.b", "a.layers.7.b", "a.layers.6.c", "d", "e.0.f.1.g", "a.0.x", "a.2.x"]
+    assert abbreviated(names) == ["a.layers.{6..7}.b", "a.layers.6.c", "d", "e.0.f.1.g", "a.{0,2}.x"]
     assert [part_of(name) for name in ("backbone.res2.x", "input_projection.0.1.x", "a.layers.6.b", "a.b")] == [
         "backbone",
         "input_projection",
