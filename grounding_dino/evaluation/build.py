@@ -29,16 +29,16 @@ from detectron2.utils.file_io import PathManager
 logger = logging.getLogger(__name__)
 
 
-def _coco_tasks(cfg: CfgNode) -> tuple[str, ...]:
+def _tasks(cfg: CfgNode) -> tuple[str, ...]:
     return ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
 
 
 def _coco(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return CocoEvaluator(name, folder, _coco_tasks(cfg), cfg.TEST.MAX_DETECTIONS, plots=cfg.TEST.PLOTS_ON)
+    return CocoEvaluator(name, folder, _tasks(cfg), cfg.TEST.MAX_DETECTIONS, plots=cfg.TEST.PLOTS_ON)
 
 
 def _lvis(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
-    return LVISEvaluator(name, folder, plots=cfg.TEST.PLOTS_ON)
+    return LVISEvaluator(name, folder, _tasks(cfg), plots=cfg.TEST.PLOTS_ON)
 
 
 def _refexp(cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
@@ -94,8 +94,8 @@ _RANKS = ("1", "5", "10")
 _LVIS_METRICS = (*METRICS, *(f"AP{letter}" for letter in FREQUENCIES))
 # What each of EVALUATORS can give, by task, beside metrics of single categories or types ("AP-cat").
 TASKS: dict[str, Callable[[CfgNode], dict[str, Sequence[str]]]] = {
-    "coco": lambda cfg: dict.fromkeys(_coco_tasks(cfg), METRICS),
-    "lvis": lambda cfg: {"bbox": _LVIS_METRICS, "bbox_fixed": _LVIS_METRICS},
+    "coco": lambda cfg: dict.fromkeys(_tasks(cfg), METRICS),
+    "lvis": lambda cfg: dict.fromkeys([f"{t}{kind}" for t in _tasks(cfg) for kind in ("", "_fixed")], _LVIS_METRICS),
     "refexp": lambda cfg: {"refexp": [*(f"P@{rank}" for rank in _RANKS), "mIoU"]},
     "grefexp": lambda cfg: {"grefexp": ["P@(F1=1)", "N_acc", "T_acc"]},
     "flickr30k": lambda cfg: {"flickr30k": [f"{prefix}R@{rank}" for prefix in ("", "merged_") for rank in _RANKS]},

@@ -42,6 +42,7 @@ class Detections:
     ranks: NDArray[np.int32]  # (N,) place in the model's list of that picture, which orders equal scores
     scores: NDArray[np.float32]  # (N,)
     boxes: NDArray[np.float32]  # (N, 4) XYWH, pixels
+    masks: NDArray[np.object_] | None = None  # (N,) `counts` of COCO's RLE, in the size of the picture
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -50,8 +51,9 @@ class Detections:
         return Detections(*(column[rows] for column in self.columns()))
 
     def columns(self) -> tuple[NDArray[Any], ...]:
-        """The columns, in the order of the constructor."""
-        return self.images, self.categories, self.ranks, self.scores, self.boxes
+        """The columns, in the order of the constructor; without masks where there are none."""
+        columns = (self.images, self.categories, self.ranks, self.scores, self.boxes)
+        return columns if self.masks is None else (*columns, self.masks)
 
     @classmethod
     def empty(cls) -> Detections:
@@ -62,6 +64,7 @@ class Detections:
     @classmethod
     def joined(cls, parts: Sequence[Detections]) -> Detections:
         """All rows of `parts`, one after the other."""
+        parts = [part for part in parts if len(part)]  # those without rows may lack masks
         if not parts:
             return cls.empty()
         return cls(*(np.concatenate(columns) for columns in zip(*(part.columns() for part in parts))))
@@ -116,11 +119,15 @@ class LVISTruth:
         names: of the categories.
         groups: name of a frequency ("rare", ...) -> indices of its categories; empty where the file has none.
 
+    Args:
+        content: of the file.
+        masks: read masks as well.
+
     Raises:
         ValueError: a key that the measure needs is missing, or a name of a frequency is none of LVIS's.
     """
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
+    def __init__(self, content: Mapping[str, Any], masks: bool = False) -> None:
         images = sorted(content["images"], key=lambda image: image["id"])
         categories = sorted(content["categories"], key=lambda category: category["id"])
         annotations = content["annotations"]
@@ -137,6 +144,9 @@ class LVISTruth:
         self.boxes: Floats = np.array([item["bbox"] for item in annotations], np.float64).reshape(-1, 4)[self._order]
         self.areas: Floats = np.array([item["area"] for item in annotations], np.float64)[self._order]
         self.ignored = np.array([bool(item.get("ignore", 0)) for item in annotations], dtype=bool)[self._order]
+        self.sizes = [(image["height"], image["width"]) for image in images] if masks else []
+        self.masks = np.array([self._encoded(item) for item in annotations] if masks else [], object)
+        self.masks = self.masks[self._order] if masks else self.masks
         self.judged = np.union1d(self.codes, self._listed(images, "neg_category_ids"))
         self.not_exhaustive = self._listed(images, "not_exhaustive_category_ids")
 
@@ -155,6 +165,21 @@ class LVISTruth:
             ValueError: an id that the file does not have.
         """
         return _indices(ids, self.category_ids, "categories")
+
+    def encoded(self, images: NDArray[Any], masks: NDArray[np.object_]) -> list[dict[str, Any]]:
+        """RLE (N) of the `masks` of pictures."""
+        return [{"size": list(self.sizes[i]), "counts": counts} for i, counts in zip(images.tolist(), masks)]
+
+    def _encoded(self, annotation: Mapping[str, Any]) -> bytes | str:
+        """The `counts` of an object's mask: polygons or RLE, empty where it has none."""
+        place = int(self.image_indices(np.array([annotation["image_id"]], dtype=np.int64))[0])
+        height, width = self.sizes[place]
+        shape = annotation.get("segmentation") or {"size": [height, width], "counts": [height * width]}
+        if isinstance(shape, list):
+            return mask_util.merge(mask_util.frPyObjects(shape, height, width))["counts"]
+        if isinstance(shape["counts"], list):
+            return mask_util.frPyObjects(shape, height, width)["counts"]
+        return shape["counts"]
 
     def code(self, images: NDArray[Any], categories: NDArray[Any]) -> Ints:
         """One number for each pair of indices, sorted by category and then by picture."""
@@ -204,10 +229,11 @@ def _indices(ids: Ints, known: Ints, kind: str) -> Ints:
 # -------------------------------------------------------------------------------------------------- precision
 
 
-def lvis_precision(truth: LVISTruth, detections: Detections) -> PrecisionTable:
+def lvis_precision(truth: LVISTruth, detections: Detections, masks: bool = False) -> PrecisionTable:
     """Precision of `detections` by LVIS's rules, all of which count: limits come before.
 
-    Of equal scores in a picture the lower rank comes first, and of equal scores in a category the earlier picture.
+    With `masks`, by the masks of both sides in place of the boxes. Of equal scores in a picture the lower rank comes
+    first, and of equal scores in a category the earlier picture.
     """
     codes = truth.code(detections.images, detections.categories)
     judged = _is_in(codes, truth.judged)
@@ -222,20 +248,25 @@ def lvis_precision(truth: LVISTruth, detections: Detections) -> PrecisionTable:
         objects = slice(objects_of[category], objects_of[category + 1])
         found = slice(rows_of[category], rows_of[category + 1])
         if objects.start < objects.stop:
-            values[:, :, category] = _category_precision(truth, objects, rows[found], codes[found])
+            values[:, :, category] = _category_precision(truth, objects, rows[found], codes[found], masks)
     return PrecisionTable(values, truth.names)
 
 
-def _category_precision(truth: LVISTruth, objects: slice, rows: Detections, codes: Ints) -> Floats:
+def _category_precision(truth: LVISTruth, objects: slice, rows: Detections, codes: Ints, masks: bool) -> Floats:
     """(IoUs, recalls, areas) of one category; -1 for areas without an object that counts."""
-    boxes = rows.boxes.astype(np.float64)
-    outside = _outside(boxes[:, 2] * boxes[:, 3])  # (areas, N)
+    shapes: Any = rows.boxes.astype(np.float64)
+    true_shapes: Any = truth.boxes[objects]
+    areas = shapes[:, 2] * shapes[:, 3]
+    if masks:
+        shapes = truth.encoded(rows.images, rows.masks) if rows.masks is not None else []
+        true_shapes = truth.encoded(truth.codes[objects] % len(truth.image_ids), truth.masks[objects])
+        areas = np.array(mask_util.area(shapes) if shapes else [], dtype=np.float64)
+    outside = _outside(areas)  # (areas, N)
     ignored = truth.ignored[objects] | _outside(truth.areas[objects])  # (areas, objects)
     hit = np.zeros((len(AREA_RANGES), len(IOU_THRESHOLDS), len(rows)), dtype=bool)
     uncounted = np.zeros_like(hit)  # matched to an ignored object
     for of_picture, of_truth in _pairs(codes, truth.codes[objects]):
-        inside = slice(objects.start + of_truth.start, objects.start + of_truth.stop)
-        overlaps = mask_util.iou(boxes[of_picture], truth.boxes[inside], [0] * (of_truth.stop - of_truth.start))
+        overlaps = mask_util.iou(shapes[of_picture], true_shapes[of_truth], [0] * (of_truth.stop - of_truth.start))
         hit[..., of_picture], uncounted[..., of_picture] = match(overlaps, ignored[:, of_truth])
     unmatched = ~(hit | uncounted)
     uncounted |= unmatched & (outside | _is_in(codes, truth.not_exhaustive))[:, None]

@@ -1,4 +1,4 @@
-"""The evaluator of LVIS: standard and fixed box AP of one round of inference."""
+"""The evaluator of LVIS: standard and fixed AP, of boxes and masks, of one round of inference."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from grounding_dino.evaluation.lvis_ap import (
     lvis_metrics,
     lvis_precision,
 )
+from grounding_dino.structures import RleMasks
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -34,14 +35,16 @@ _WRITTEN_AT_ONCE = 100_000
 
 
 class LVISEvaluator(DatasetEvaluator):
-    """Box AP by LVIS's rules: `{"bbox": {...}, "bbox_fixed": {...}}`, each AP, AP50, ..., APr, APc, APf in percent.
+    """AP by LVIS's rules: `{"bbox": {...}, "bbox_fixed": {...}}`, each AP, AP50, ..., APr, APc, APf in percent.
 
     "bbox" counts the 300 best `instances` of a picture; "bbox_fixed" the 10000 best of each category over the data set,
     out of the `candidates` of the model's output (the best of every prompt, where names took several), else out of its
-    `instances`. Masks are not evaluated.
+    `instances`. With masks "segm" and "segm_fixed" measure those of the same detections, `pred_masks` (N, H, W) or
+    encoded `pred_masks_rle`; only encoded ones are kept.
 
     Args:
         dataset_name: a registered set with the `json_file`, in LVIS v1's format, in its metadata.
+        tasks: of "bbox" and "segm".
         output_dir: where the detections that "bbox" counts go, in COCO's results format; None: nowhere.
         distributed: gather from all processes.
         plots: draw precision-recall curves and bars of categories into `output_dir`.
@@ -55,6 +58,7 @@ class LVISEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         output_dir: str | None = None,
+        tasks: Sequence[str] = ("bbox",),
         distributed: bool = True,
         plots: bool = False,
         fixed_detections: int = FIXED_DETECTIONS,
@@ -64,9 +68,10 @@ class LVISEvaluator(DatasetEvaluator):
         if not json_file:
             raise ValueError(f"data set {dataset_name!r} has no json_file in its metadata, the truth of its AP")
         with open(PathManager.get_local_path(json_file), encoding="utf-8") as file:
-            self.truth = LVISTruth(json.load(file))
+            self.truth = LVISTruth(json.load(file), masks="segm" in tasks)
         self.dataset_name = dataset_name
         self.output_dir = output_dir
+        self.tasks = tuple(tasks)
         self.distributed = distributed
         self.plots = plots and output_dir is not None
         self.fixed_detections = fixed_detections
@@ -82,8 +87,9 @@ class LVISEvaluator(DatasetEvaluator):
 
     def protocol(self) -> dict[str, str]:
         """What counts."""
+        kinds = " and ".join({"bbox": "boxes", "segm": "masks"}[task] for task in self.tasks)
         return {
-            "standard AP": f"boxes, IoU 0.50:0.95, the {STANDARD_DETECTIONS} best detections of a picture, federated",
+            "standard AP": f"{kinds}, IoU 0.50:0.95, the {STANDARD_DETECTIONS} best detections of a picture, federated",
             "fixed AP": f"the {self.fixed_detections} best detections of each category over all pictures, of the "
             "candidates of all prompts",
         }
@@ -110,13 +116,28 @@ class LVISEvaluator(DatasetEvaluator):
                 f"the model found classes {classes.min()} to {classes.max()} in {self.dataset_name!r}, which has "
                 f"{len(self._category_of_class)}: it was not asked for the names of this data set"
             )
+        masks = self._masks(instances, image) if "segm" in self.tasks else None
         return Detections(
             images=np.full(len(classes), image, dtype=np.int32),
             categories=self._category_of_class[classes].astype(np.int32),
             ranks=np.arange(len(classes), dtype=np.int32),
             scores=instances.scores.detach().float().cpu().numpy(),
             boxes=boxes.float().numpy(),
+            masks=masks,
         )
+
+    def _masks(self, instances: Instances, image: int) -> NDArray[np.object_]:
+        """The `counts` (N,) of a picture's encoded masks."""
+        found = instances.pred_masks_rle if instances.has("pred_masks_rle") else RleMasks.encode(instances.pred_masks)
+        wrong = [rle["size"] for rle in found if tuple(rle["size"]) != self.truth.sizes[image]]
+        if wrong:
+            raise ValueError(
+                f"the masks of the picture {self.truth.image_ids[image]} have the size {list(wrong[0])} (height, "
+                f"width), but {self.dataset_name!r} says {list(self.truth.sizes[image])}"
+            )
+        masks = np.empty(len(found), dtype=object)
+        masks[:] = [rle["counts"] for rle in found]
+        return masks
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """The metrics; None on all but the main process."""
@@ -134,8 +155,9 @@ class LVISEvaluator(DatasetEvaluator):
             os.makedirs(self.output_dir, exist_ok=True)
             self._write(standard, os.path.join(self.output_dir, RESULTS_FILE))
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
-        for task, detections in (("bbox", standard), ("bbox_fixed", fixed)):
-            table = lvis_precision(self.truth, detections)
+        counted = {f"{task}{kind}": rows for task in self.tasks for kind, rows in (("", standard), ("_fixed", fixed))}
+        for task, detections in counted.items():
+            table = lvis_precision(self.truth, detections, masks=task.startswith("segm"))
             results[task] = lvis_metrics(table, self.truth.groups)
             logger.info("%s %s: %s", self.dataset_name, task, _in_words(results[task]))
             results[task].update({f"AP-{name}": ap for name, ap in zip(table.names, table.per_category())})
@@ -146,7 +168,7 @@ class LVISEvaluator(DatasetEvaluator):
         return results
 
     def _write(self, rows: Detections, path: str) -> None:
-        """COCO's results format: a list of image_id, category_id, bbox (XYWH) and score."""
+        """COCO's results format: a list of image_id, category_id, bbox (XYWH), score and perhaps segmentation."""
         with open(path, "w", encoding="utf-8") as file:
             file.write("[")
             for number, text in enumerate(self._written(rows)):
@@ -157,8 +179,11 @@ class LVISEvaluator(DatasetEvaluator):
         for start in range(0, len(rows), _WRITTEN_AT_ONCE):
             part = rows[start : start + _WRITTEN_AT_ONCE]
             columns = (self.truth.image_ids[part.images], self.truth.category_ids[part.categories], part.boxes)
-            for image_id, category_id, box, score in zip(*(column.tolist() for column in (*columns, part.scores))):
-                yield json.dumps({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
+            encoded = None if part.masks is None else self.truth.encoded(part.images, part.masks)
+            values = zip(*(column.tolist() for column in (*columns, part.scores)))
+            for row, (image_id, category_id, box, score) in enumerate(values):
+                result = {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+                yield json.dumps(result if encoded is None else {**result, "segmentation": encoded[row]})
 
 
 def _in_words(metrics: dict[str, float]) -> str:

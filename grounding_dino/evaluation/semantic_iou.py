@@ -28,10 +28,10 @@ def boundary_counts(truth: NDArray[np.int64], found: NDArray[np.int64], num_clas
     """
     found = np.where(truth == num_classes, num_classes, found)
     counts = np.zeros((2, num_classes), dtype=np.int64)
-    for index in set(np.unique(truth).tolist()) | set(np.unique(found).tolist()):
-        if index < num_classes:
-            true_part, found_part = boundary(truth == index), boundary(found == index)
-            counts[:, index] = (true_part & found_part).sum(), (true_part | found_part).sum()
+    present = sum(np.bincount(labels.reshape(-1), minlength=num_classes)[:num_classes] for labels in (truth, found))
+    for index in np.flatnonzero(present):
+        true_part, found_part = boundary(truth == index), boundary(found == index)
+        counts[:, index] = (true_part & found_part).sum(), (true_part | found_part).sum()
     return counts
 
 

@@ -11,8 +11,10 @@ from grounding_dino.evaluation.lvis_ap import Detections, LVISTruth, TopPerCateg
 from grounding_dino.evaluation.precision import AREA_RANGES, RECALLS, interpolate
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 
+SIZE = 320  # of the generated pictures
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
@@ -37,7 +39,11 @@ def as_results(truth: LVISTruth, rows: Detections) -> list[dict[str, Any]]:
 
 
 def by_package(
-    content: dict[str, Any], results: list[dict[str, Any]], limit: int, monkeypatch: pytest.MonkeyPatch
+    content: dict[str, Any],
+    results: list[dict[str, Any]],
+    limit: int,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str = "bbox",
 ) -> tuple[np.ndarray, dict[str, float]]:
     """What the `lvis` package, made for an older numpy, says: precision (IoUs, recalls, categories, areas), metrics."""
     monkeypatch.setattr(np, "float", float, raising=False)
@@ -47,7 +53,7 @@ def by_package(
     truth.dataset = copy.deepcopy(content)
     truth.logger = logging.getLogger("lvis")
     truth._create_index()
-    evaluation = LVISEval(truth, LVISResults(truth, copy.deepcopy(results), max_dets=limit), "bbox")
+    evaluation = LVISEval(truth, LVISResults(truth, copy.deepcopy(results), max_dets=limit), task)
     evaluation.run()
     return evaluation.eval["precision"], evaluation.get_results()
 
@@ -71,6 +77,36 @@ def test_precision_is_that_of_the_lvis_package(generated: Any, seed: int, monkey
         assert not np.array_equal(lvis_precision(LVISTruth(other), rows).values, table.values)
     other = {**content, "annotations": [{**item, "ignore": 0} for item in content["annotations"]]}
     assert not np.array_equal(lvis_precision(LVISTruth(other), rows).values, table.values)
+
+
+def disc(box: Any) -> dict[str, Any]:
+    """A mask of an ellipse in a box (XYWH), as RLE."""
+    x, y, w, h = box
+    rows, columns = np.ogrid[:SIZE, :SIZE]
+    inside = ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2 <= 1
+    encoded = mask_util.encode(np.asfortranarray(inside.astype(np.uint8)))
+    return {"size": [SIZE, SIZE], "counts": encoded["counts"].decode("ascii")}
+
+
+def test_precision_of_masks_is_that_of_the_lvis_package(generated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = generated.content(3)
+    for number, item in enumerate(content["annotations"]):
+        x, y, w, h = item["bbox"]
+        item["segmentation"] = disc(item["bbox"]) if number % 3 else [[x, y, x + w, y, x + w / 2, y + h]]
+    truth = LVISTruth(content, masks=True)
+    rows = rows_of(truth, generated.noisy(content, 3))
+    rows = rows[rows.boxes[:, 2:].min(axis=1) > 1]
+    masks = np.array([disc(box)["counts"] for box in rows.boxes], dtype=object)
+    rows = replace(rows, masks=masks)
+    results = [
+        {**{k: v for k, v in result.items() if k != "bbox"}, "segmentation": {"size": [SIZE, SIZE], "counts": counts}}
+        for result, counts in zip(as_results(truth, rows), masks)
+    ]
+    expected, metrics = by_package(content, results, -1, monkeypatch, "segm")
+    table = lvis_precision(truth, rows, masks=True)
+    np.testing.assert_allclose(table.values, expected, rtol=0, atol=1e-12)
+    assert table.metrics()["APm"] == pytest.approx(100 * metrics["APm"]) and 5 < table.metrics()["AP"] < 95
+    assert not np.array_equal(table.values, lvis_precision(truth, rows).values)
 
 
 @pytest.mark.parametrize("seed", [0, 3])

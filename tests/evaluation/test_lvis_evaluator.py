@@ -10,9 +10,11 @@ from typing import Any
 from grounding_dino.evaluation.build import metric_names
 from grounding_dino.evaluation.lvis_ap import Detections, LVISTruth, lvis_metrics, lvis_precision
 from grounding_dino.evaluation.lvis_evaluator import LVISEvaluator
+from grounding_dino.structures import RleMasks
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -41,6 +43,41 @@ def test_truth_gives_100_and_shuffled_truth_does_not(generated: Any, register: R
     shuffled = dict(zip(outputs, [*list(outputs.values())[1:], outputs[min(outputs)]]))
     results = run(evaluator, shuffled)
     assert max(results["bbox"]["AP"], results["bbox_fixed"]["AP"]) < 20
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_true_masks_give_100(
+    generated: Any, register: Register, tiny_cfg: CfgNode, tmp_path: Path, encoded: bool
+) -> None:
+    content = generated.content()
+    outputs = generated.perfect(content)
+    for image_id, output in outputs.items():
+        instances = output["instances"]
+        masks = torch.zeros(len(instances), *instances.image_size, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, instances.pred_boxes.tensor.round().int().tolist()):
+            mask[y1 : y2 - (y2 - y1) // 3, x1:x2] = True  # not the boxes
+        rles = RleMasks.encode(masks)
+        own = [item for item in content["annotations"] if item["image_id"] == image_id]
+        for item, rle in zip(own, rles):
+            item.update(segmentation=rle, ignore=0)
+        if encoded:
+            instances.pred_masks_rle = rles
+        else:
+            instances.pred_masks = masks
+    evaluator = LVISEvaluator(name := register(content), str(tmp_path), tasks=("bbox", "segm"))
+    results = run(evaluator, outputs)
+    assert list(results) == ["bbox", "bbox_fixed", "segm", "segm_fixed"]
+    assert all(metrics["AP"] == pytest.approx(100) for metrics in results.values())
+    assert "boxes and masks" in evaluator.protocol()["standard AP"]
+    tiny_cfg.MODEL.MASK_ON = True
+    assert {"segm/APr", "segm_fixed/AP"} <= set(metric_names(tiny_cfg, name) or ())
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert written[0]["segmentation"]["size"] == [320, 320]
+    image_id, output = next((number, out) for number, out in outputs.items() if len(out["instances"]))
+    output["instances"].remove("pred_masks_rle" if encoded else "pred_masks")
+    output["instances"].pred_masks = torch.zeros(len(output["instances"]), 5, 6, dtype=torch.bool)
+    with pytest.raises(ValueError, match=rf"masks of the picture {image_id} have the size \[5, 6\]"):
+        evaluator.process([{"image_id": image_id}], [output])
 
 
 def test_no_detection_is_0(generated: Any, register: Register, tmp_path: Path) -> None:
