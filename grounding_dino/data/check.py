@@ -24,11 +24,15 @@ from grounding_dino.data.loader import own_random_numbers
 from grounding_dino.data.mappers import build_mapper
 from grounding_dino.data.mappers.own_text import phrases_of
 from grounding_dino.data.mappers.reading import read_pixels
+from grounding_dino.data.record_sets import annotations_of, has_object
+from grounding_dino.data.sample_drawing import class_names
+from grounding_dino.data.segmentation_maps import read_panoptic_map, read_semantic_map
+from grounding_dino.data.segmentations import transformed_mask
 from grounding_dino.data.text_settings import rename, settings_by_dataset
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode
 
 Record = dict[str, Any]
@@ -73,7 +77,7 @@ def check_dataset(cfg: CfgNode, name: str, num_pictures: int | None = 200) -> Se
             report.findings.note(ERROR, "the data set cannot be loaded", str(error))
             return report
     names = _class_names(cfg, name, report.findings)
-    check = _RecordCheck(names, TextCheck(cfg, report.findings), report.findings)
+    check = _RecordCheck(names, TextCheck(cfg, report.findings), report.findings, cfg.MODEL.MASK_ON)
     for record in report.records:
         check.add(record)
     report.facts |= check.facts()
@@ -147,7 +151,7 @@ class _Collector(logging.Handler):
 
 def _class_names(cfg: CfgNode, name: str, findings: Findings) -> list[str]:
     """The names of the data set's classes as prompts write them."""
-    classes = list(MetadataCatalog.get(name).get("thing_classes", None) or ())
+    classes = class_names(name)
     try:
         settings = settings_by_dataset(cfg).get(name)
         return rename(classes, settings.prompt_names, name) if settings else classes
@@ -159,20 +163,22 @@ def _class_names(cfg: CfgNode, name: str, findings: Findings) -> list[str]:
 class _RecordCheck:
     """Counts and faults of records, added one by one."""
 
-    def __init__(self, names: Sequence[str], text: TextCheck, findings: Findings) -> None:
-        self.names, self.text, self.findings = names, text, findings
+    def __init__(self, names: Sequence[str], text: TextCheck, findings: Findings, masks_on: bool) -> None:
+        self.names, self.text, self.findings, self.masks_on = names, text, findings, masks_on
+        self.without_object = 0
         self.objects: list[int] = []
         self.crowds = 0
         self.sizes: list[tuple[int, int]] = []  # width, height
-        self.classes: Counter[int] = Counter()
+        self.classes: Counter[Any] = Counter()
         self.kinds: Counter[str] = Counter()
         self.image_ids: set[Any] = set()
         self.files: set[str] = set()
 
     def add(self, record: Record) -> None:
-        annotations = record.get("annotations", ())
+        annotations = annotations_of(record)
         objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
         self.objects.append(len(objects))
+        self.without_object += not has_object(record)
         self.crowds += len(annotations) - len(objects)
         width, height = record.get("width"), record.get("height")
         if width and height:
@@ -185,6 +191,11 @@ class _RecordCheck:
                 self.findings.note(
                     ERROR, "objects of a class that is not there", f"class {label} of {num_labels}, {_name(record)}"
                 )
+            if "bbox_mode" not in annotation:  # a segment, whose box is that of its mask
+                continue
+            if self.masks_on and annotation in objects and not annotation.get("segmentation"):
+                what = "objects without a mask (left out of a training with masks)"
+                self.findings.note(ERROR, what, _name(record))
             box = self._add_box(annotation, record)
             if (label, box) in seen:
                 self.findings.note(
@@ -204,7 +215,7 @@ class _RecordCheck:
                 self.text.add_name(name, _name(record))
             return len(record["categories"])
         self.kinds["class names"] += 1
-        self.classes.update(annotation.get("category_id") for annotation in record.get("annotations", ()))
+        self.classes.update(annotation.get("category_id") for annotation in annotations_of(record))
         if record.get("image_id") in self.image_ids:
             self.findings.note(ERROR, "pictures with the id of another", f"id {record['image_id']}, {_name(record)}")
         self.image_ids.add(record.get("image_id"))
@@ -229,14 +240,14 @@ class _RecordCheck:
         objects = np.array(self.objects)
         facts: dict[str, Any] = {
             "pictures (records)": len(objects),
-            "pictures without an object": int((objects == 0).sum()),
+            "pictures without an object": self.without_object,
             "objects": int(objects.sum()),
             "crowd regions": self.crowds,
             "objects a picture, mean": round(float(objects.mean()), 2) if len(objects) else 0.0,
             "objects a picture, most": int(objects.max(initial=0)),
             "text": ", ".join(f"{kind} ({count})" for kind, count in self.kinds.items()),
         }
-        if not objects.any():
+        if self.without_object == len(objects):
             self.findings.note(ERROR, "no picture has an object", "there is nothing to learn; check the annotations")
         if self.sizes:
             ordered = sorted(self.sizes, key=lambda size: size[0] * size[1])
@@ -247,7 +258,9 @@ class _RecordCheck:
             ):
                 facts[f"size, {word}"] = f"{size[0]} x {size[1]}"
         if self.kinds["class names"]:
-            absent = [name for index, name in enumerate(self.names) if not self.classes[index]]
+            # What semantic maps hold is not counted.
+            counted = bool(self.classes) or self.without_object > 0
+            absent = [name for index, name in enumerate(self.names) if counted and not self.classes[index]]
             facts |= {"categories": len(self.names), "categories without a box": len(absent)}
             if absent:
                 self.findings.note(WARNING, "categories without a box", ", ".join(absent[:10]), len(absent))
@@ -268,11 +281,36 @@ def _check_pictures(
             findings.note(ERROR, "pictures that cannot be read", f"{_name(record)} ({type(error).__name__}: {error})")
             continue
         said = (record.get("width", width), record.get("height", height))
+        _check_maps(record, (height, width), cfg.MODEL.MASK_ON, findings)
         if said != (width, height):
             example = f"{_name(record)} is {width} x {height}, its record says {said[0]} x {said[1]}"
             what = "pictures of another size than annotated (training leaves them out, evaluation misses their boxes)"
             findings.note(ERROR, what, example)
     return {"pictures decoded": f"{len(places)} of {len(records)}"}
+
+
+def _check_maps(record: Record, size: tuple[int, int], masks_on: bool, findings: Findings) -> None:
+    """Read the maps of a record, and where masks are trained the segmentations of its objects."""
+    readers = {
+        "pan_seg_file_name": lambda path: read_panoptic_map(path, [s["id"] for s in record["segments_info"]]),
+        "sem_seg_file_name": read_semantic_map,
+    }
+    for key, read in readers.items():
+        try:
+            found = read(record[key]).shape if key in record else size
+        except (ValueError, OSError) as error:
+            findings.note(ERROR, "maps of segments that cannot be used", f"{_name(record)}: {error}")
+            continue
+        if found != size:
+            findings.note(ERROR, "maps of another size than their pictures", f"{_name(record)}: {found}, {size}")
+    for place, annotation in enumerate(record.get("annotations", ()) if masks_on else ()):
+        try:
+            mask = transformed_mask(annotation.get("segmentation") or [], TransformList([]), size, size)
+        except ValueError as error:
+            findings.note(ERROR, "masks that cannot be used", f"annotation {place} of {_name(record)}: {error}")
+            continue
+        if annotation.get("segmentation") and not mask.any() and not annotation.get("iscrowd", 0):
+            findings.note(WARNING, "masks without a pixel", f"annotation {place} of {_name(record)}")
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -16,6 +16,7 @@ from grounding_dino.visualization import color_of, draw_objects
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -35,14 +36,17 @@ def draw_sample(
     """A training sample: its picture with boxes, masks and labels, and below it the prompt, token by token.
 
     The tokens that an object is the answer to stand on its colour, which is that of its class within this prompt. Where
-    phrases of several objects share a token, it stands on all of their colours.
+    phrases of several objects share a token, it stands on all of their colours. Samples for models without text have no
+    prompt; their labels are the class names of the data set.
 
     Args:
-        sample: `image` (3, H, W) uint8, `instances`, and `categories` or `caption` with `phrases`, as mappers give it.
+        sample: `image` (3, H, W) uint8, `instances`, and `categories` or `caption` with `phrases` if there is a text,
+            as mappers give it.
         max_tokens: where captions are cut.
         image_format: order of the channels, "RGB" or "BGR".
     """
     prompt = _prompt_of(sample, tokenizer, max_tokens)
+    names_of_classes = prompt.names if prompt else class_names(sample.get("dataset_name", ""))
     instances = sample["instances"]
     classes = instances.gt_classes.tolist()
     image = _rgb(sample["image"], image_format)
@@ -51,7 +55,7 @@ def draw_sample(
         image,
         instances.gt_boxes,
         instances.gt_masks if instances.has("gt_masks") else None,
-        [prompt.names[index] for index in classes],
+        [names_of_classes[index] if index < len(names_of_classes) else str(index) for index in classes],
         [color_of(index) for index in classes],
         scale,
     )
@@ -62,25 +66,33 @@ def draw_sample(
     return np.concatenate([drawn, prompt_panel(prompt, sorted(set(classes)), tokenizer, drawn.shape[1], header)])
 
 
+def class_names(dataset_name: str) -> list[str]:
+    """The names of a data set's classes by their numbers: of things, or of things and stuff; [] where unknown."""
+    if dataset_name not in MetadataCatalog:
+        return []
+    metadata = MetadataCatalog.get(dataset_name)
+    return list(metadata.get("thing_classes", None) or metadata.get("stuff_classes", None) or ())
+
+
 def prompt_panel(
-    prompt: Prompt, classes: Sequence[int], tokenizer: WordPieceTokenizer, width: int, header: str = ""
+    prompt: Prompt | None, classes: Sequence[int], tokenizer: WordPieceTokenizer, width: int, header: str = ""
 ) -> Picture:
-    """The tokens of a prompt, without [CLS] and [SEP], written in lines; (height, width, 3).
+    """The tokens of a prompt, without [CLS] and [SEP], written in lines (none: the header alone); (height, width, 3).
 
     Args:
         classes: the categories or phrases of the prompt whose tokens are marked, each in its colour.
         header: a line above.
     """
     colors: dict[int, list[Color]] = defaultdict(list)
-    for index in classes:
-        for column in (column for start, end in prompt.token_spans[index] for column in range(start, end)):
+    for index, spans in ((index, prompt.token_spans[index]) for index in classes) if prompt else ():
+        for column in (column for start, end in spans for column in range(start, end)):
             colors[column].append(_as_bytes(color_of(index)))
     words = [
         (column, tokenizer.decode([token]))
-        for column, token in enumerate(prompt.input_ids)
+        for column, token in enumerate(prompt.input_ids if prompt else ())
         if token not in (tokenizer.start_id, tokenizer.end_id)
     ]
-    places, num_lines = _lay_out([text for _, text in words], width)
+    places, num_lines = _lay_out([text for _, text in words], width) if prompt else ([], 0)
     panel = Image.new("RGB", (width, (num_lines + bool(header)) * _LINE + 2 * _MARGIN), (255, 255, 255))
     draw, font = ImageDraw.Draw(panel), _font()
     top = _MARGIN
@@ -113,10 +125,12 @@ def contact_sheet(pictures: Sequence[Picture], width: int = 400) -> Picture:
     return np.asarray(sheet)
 
 
-def _prompt_of(sample: dict[str, Any], tokenizer: WordPieceTokenizer, max_tokens: int) -> Prompt:
+def _prompt_of(sample: dict[str, Any], tokenizer: WordPieceTokenizer, max_tokens: int) -> Prompt | None:
     if "caption" in sample:
         return build_caption_prompt(sample["caption"], tokenizer, max_tokens, sample.get("phrases"))
-    return build_category_prompts(sample["categories"], tokenizer, max_tokens)[0]
+    if "categories" in sample:
+        return build_category_prompts(sample["categories"], tokenizer, max_tokens)[0]
+    return None
 
 
 def _rgb(image: torch.Tensor, image_format: str) -> Picture:

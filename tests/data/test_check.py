@@ -10,7 +10,9 @@ from typing import Any
 
 from grounding_dino.data.check import SetReport, check_dataset, decoded_samples
 from grounding_dino.data.datasets import register_coco
+from grounding_dino.data.segmentation_maps import write_panoptic_map
 
+import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -268,3 +270,59 @@ def test_an_unknown_data_set(tiny_cfg: CfgNode) -> None:
     report = check_dataset(tiny_cfg, "nowhere")
     assert said(report)[0].startswith("error: the data set cannot be loaded: there is no data set 'nowhere'")
     assert not report.records
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "sentence"),
+    [
+        ({"size": [40, 60], "counts": [2400]}, "warning: masks without a pixel: annotation 0 of 1.png"),
+        (None, r"error: objects without a mask \(left out of a training with masks\): 1.png"),
+        ({"size": [40, 60], "counts": [7]}, r"dropped unusable segmentations .* fill 7 pixels of 2400"),
+    ],
+)
+def test_masks_are_looked_at_where_they_are_trained(
+    tiny_cfg: CfgNode, coco: Callable[..., str], segmentation: Any, sentence: str
+) -> None:
+    square = [[5, 5, 25, 5, 25, 15, 5, 15]]
+    name = coco(annotations=lambda old: [{**a, "segmentation": square} for a in old])
+    tiny_cfg.MODEL.MASK_ON = True
+    assert said(check_dataset(tiny_cfg, name)) == []
+    name = coco(
+        "faulty",
+        annotations=lambda old: [
+            {**old[0], "segmentation": segmentation},
+            *({**a, "segmentation": square} for a in old[1:]),
+        ],
+    )
+    assert any(re.search(sentence, finding) for finding in said(check_dataset(tiny_cfg, name)))
+
+
+def test_maps_of_segments_are_held_against_their_records(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    write_panoptic_map(tmp_path / "ids.png", np.full((40, 60), 7))
+    Image.new("L", (60, 40)).save(tmp_path / "labels.png")
+    Image.new("L", (30, 40)).save(tmp_path / "small.png")
+    names = {"file_name": str(tmp_path / "a.png"), "pan_seg_file_name": str(tmp_path / "ids.png")}
+    segments = [{"id": 7, "category_id": 0, "iscrowd": 0}]
+
+    def findings(name: str, **change: Any) -> list[str]:
+        record = {**names, "image_id": 1, "segments_info": segments, "sem_seg_file_name": str(tmp_path / "labels.png")}
+        DatasetCatalog.register(name, lambda: [{**record, **change}])
+        MetadataCatalog.get(name).set(stuff_classes=["sky"])
+        return said(check_dataset(tiny_cfg, name))
+
+    assert findings("maps") == []
+    sentence = "error: maps of segments that cannot be used: a.png: .*ids.png' has pixels of the segment 7"
+    assert any(re.search(sentence, line) for line in findings("ids", segments_info=[]))
+    small = findings("small", sem_seg_file_name=str(tmp_path / "small.png"))
+    assert small == ["error: maps of another size than their pictures: a.png: (40, 30), (40, 60)"]
+
+
+def test_a_set_of_semantic_maps_alone_has_something_to_learn(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    Image.new("L", (60, 40)).save(tmp_path / "labels.png")
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "sem_seg_file_name": str(tmp_path / "labels.png")}
+    DatasetCatalog.register("labels", lambda: [record])
+    MetadataCatalog.get("labels").set(stuff_classes=["sky", "ground"])
+    report = check_dataset(tiny_cfg, "labels")
+    assert said(report) == [] and report.facts["pictures without an object"] == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grounding_dino.data.sample_drawing import contact_sheet, draw_sample, prompt_panel
+from grounding_dino.data.sample_drawing import class_names, contact_sheet, draw_sample, prompt_panel
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 from grounding_dino.text.tokenizer import build_tokenizer
 from grounding_dino.visualization import color_of
@@ -12,6 +12,7 @@ from grounding_dino.visualization import color_of
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
 TOKENIZER = build_tokenizer()
@@ -106,3 +107,17 @@ def test_a_contact_sheet_has_every_picture() -> None:
     assert all((sheet == color).all(axis=-1).sum() > 1500 for color in colors)
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([])
+
+
+def test_samples_without_text_are_labelled_by_their_data_set() -> None:
+    MetadataCatalog.get("drawn").set(thing_classes=["cat", "dog"], stuff_classes=["cat", "dog", "sky"])
+    try:
+        assert class_names("drawn") == ["cat", "dog"] and class_names("unheard of") == []
+        sample = {**sample_of([[20.0, 60, 120, 160]], [1]), "dataset_name": "drawn"}
+        drawn = draw_sample(sample, TOKENIZER, 256)
+        assert has_color(drawn[150:165, 30:110], 1)
+        prompted = draw_sample({**sample, "categories": ["cat", "dog"]}, TOKENIZER, 256)
+        np.testing.assert_array_equal(drawn[:200], prompted[:200])
+        assert 200 < len(drawn) < len(prompted)  # the header alone is below
+    finally:
+        MetadataCatalog.pop("drawn", None)
