@@ -18,7 +18,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 
 CATEGORIES = [
     {"id": 3, "name": "cell", "isthing": 1},
@@ -110,25 +109,6 @@ def test_metrics_of_a_miss_and_a_loose_segment(
     assert metrics["PQ-well-plate"] == metrics["PQ_st"] == pytest.approx(100 * 20 / 31)
     assert metrics["PQ_th"] == pytest.approx(37.5) and metrics["RQ_th"] == 50.0
     assert "1 of the 2 pictures" in caplog.text
-
-
-def test_processes_add_up(register: Callable[..., PanopticEvaluator], monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, parts = register(), [register(), register()]
-    ids = np.where(truth_maps()[6] == 300, 1, 0)
-    batches = [([{"image_id": 5}], [perfect(5)]), ([{"image_id": 6}], [answered(ids, {1: 1})])]
-    for part, (inputs, outputs) in zip(parts, batches):
-        part.process(inputs, outputs)
-        alone.process(inputs, outputs)
-    sent: list[Any] = []
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(comm, "is_main_process", lambda: bool(sent))
-    monkeypatch.setattr(comm, "gather", lambda data, dst: [])
-    assert parts[1].evaluate() is None
-    sent.append((parts[1]._counts, parts[1]._seen, parts[1]._written))
-    monkeypatch.setattr(comm, "gather", lambda data, dst: [data, *sent])
-    together = parts[0].evaluate()
-    monkeypatch.setattr(comm, "get_world_size", lambda: 1)
-    assert together == alone.evaluate()
 
 
 def test_predictions_are_written_where_asked(register: Callable[..., PanopticEvaluator], tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 from PIL import Image
 
 NAMES = ["sky", "road", "sea-side"]
@@ -102,20 +101,6 @@ def test_boundary_iou_counted_by_hand() -> None:
 def test_nothing_to_measure_is_nan(register: Callable[..., SemanticEvaluator]) -> None:
     metrics = register().evaluate()["sem_seg"]  # type: ignore[index]
     assert all(np.isnan(value) for value in metrics.values())
-
-
-def test_processes_add_up(register: Callable[..., SemanticEvaluator], monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = register(TRUTH, FOUND)
-    evaluator.process([{"file_name": "0.jpg"}], [scores(FOUND)])
-    first = (evaluator._counts, evaluator._boundaries)
-    evaluator.reset()
-    evaluator.process([{"file_name": "1.jpg"}], [scores(np.zeros_like(FOUND))])
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(comm, "gather", lambda data, dst: [data, first])
-    together = evaluator.evaluate()
-    monkeypatch.setattr(comm, "get_world_size", lambda: 1)
-    evaluator.process([{"file_name": "0.jpg"}], [scores(FOUND)])
-    assert together == evaluator.evaluate()
 
 
 def test_faults_are_errors_that_name_the_file(register: Callable[..., SemanticEvaluator]) -> None:
