@@ -186,7 +186,7 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.LOSS.NO_OBJECT_WEIGHT = 0.1  # of queries without a target in the cross-entropy
     cfg.MODEL.LOSS.MASK_WEIGHT = 5.0
     cfg.MODEL.LOSS.DICE_WEIGHT = 5.0
-    cfg.MODEL.LOSS.BOXES_OF_STUFF_ON = True  # False: only things have box losses and box costs (panoptic)
+    cfg.MODEL.LOSS.BOXES_OF_STUFF_ON = True  # False: only things have box losses (panoptic)
     cfg.MODEL.LOSS.NUM_POINTS = 12544  # places at which masks are compared, in losses and matching
     cfg.MODEL.LOSS.OVERSAMPLE_RATIO = 3.0  # candidates for each place of the losses
     cfg.MODEL.LOSS.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of the places that are the most uncertain candidates

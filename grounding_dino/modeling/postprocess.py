@@ -65,6 +65,8 @@ def postprocess_picture(
             results[name] = masks.instances(instances, pictured)
     if masks.panoptic or masks.semantic:
         scores = _joint_scores(found)
+        if scores.isnan().any() or pictured.logits.isnan().any():  # would end as segments that are not there
+            raise FloatingPointError("the model predicts scores or masks that are NaN; look for NaN in its weights")
         if masks.panoptic:
             results["panoptic_seg"] = masks.panoptic_segments(scores, pictured, _things(found))
         if masks.semantic:
@@ -93,6 +95,11 @@ def _things(found: Found) -> frozenset[int]:
 
 def _joint_scores(found: Found) -> Tensor:
     """(queries of all prompts, categories of all prompts); a query of one prompt has no score for another's names."""
+    if not all(asked.category_indices for asked, _ in found):
+        raise ValueError(
+            "panoptic and semantic results are of names, which a caption does not list: ask with categories, or set "
+            "TEST.PANOPTIC_ON and TEST.SEMANTIC_ON False"
+        )
     scores = [_scores(asked, predictions.pred_logits) for asked, predictions in found]
     count = 1 + max(max(asked.category_indices) for asked, _ in found)
     joint = scores[0].new_zeros(sum(len(part) for part in scores), count)

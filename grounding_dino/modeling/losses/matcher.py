@@ -136,11 +136,11 @@ class HungarianMatcher(nn.Module):
             step = max(1, _MAX_CHUNK // pred_boxes[..., 0].numel())
             chunks = []
             for boxes, classes in zip(gt_boxes.split(step, dim=1), gt_classes.split(step, dim=1), strict=True):
-                cost = self.l1_weight * torch.cdist(pred_boxes, boxes[None].expand(len(pred_boxes), -1, -1, -1), p=1)
+                cost = self.class_weight * (_class_gain(gain, classes) + offset)
+                cost += self.l1_weight * torch.cdist(pred_boxes, boxes[None].expand(len(pred_boxes), -1, -1, -1), p=1)
                 cost -= self.giou_weight * generalized_box_iou(pred_corners, box_cxcywh_to_xyxy(boxes))
-                chunks.append((cost, self.class_weight * (_class_gain(gain, classes) + offset)))
-            of_boxes, of_classes = (torch.cat(parts, dim=-1) for parts in zip(*chunks))
-            costs = _without_stuff(of_boxes, targets) + of_classes
+                chunks.append(cost)
+            costs = torch.cat(chunks, dim=-1)
             if self.mask_costs is not None and pred_masks is not None:
                 for index, target in enumerate(targets):
                     if len(target):
@@ -163,16 +163,6 @@ class HungarianMatcher(nn.Module):
             present, absent = present.masked_fill_(padded, 0.0), absent.masked_fill_(padded, 0.0)
         row = absent.sum(dim=-1, keepdim=True)
         return present.sub_(absent), row if by_token else torch.zeros_like(row)
-
-
-def _without_stuff(costs: Tensor, targets: Sequence[Targets]) -> Tensor:
-    """Box costs (S, B, Q, N) where stuff, whose boxes mean little, costs as much as things do on average."""
-    for index, target in enumerate(targets):
-        if target.is_thing is not None and not bool(target.is_thing.all()):
-            own = costs[:, index, :, : len(target)]
-            things = own[..., target.is_thing]
-            own[..., ~target.is_thing] = things.mean(-1, keepdim=True) if things.shape[-1] else 0.0
-    return costs
 
 
 def _class_gain(gain: Tensor, classes: Tensor) -> Tensor:
