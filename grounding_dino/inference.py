@@ -49,10 +49,17 @@ def load_model(model_config_path: str, model_checkpoint_path: str, device: str |
         model_checkpoint_path: a checkpoint of any origin.
         device: by default a GPU where there is one, else the CPU.
 
+    Raises:
+        ValueError: the configuration is of a model without text, or as :func:`load_cfg` and checkpoints raise it.
+
     A configuration whose pictures have another size than the authors' is warned of: `load_image` knows no model, and
     resizes to the authors' size always.
     """
     cfg = load_cfg(model_config_path)
+    if not cfg.MODEL.TEXT_ENCODER.NAME:
+        raise ValueError(
+            f"{model_config_path} is a model of fixed classes, which reads no text; load_predictor runs it"
+        )
     if cfg.INPUT.MIN_SIZE_TEST != SHORTER_SIDE:
         logger.warning(
             "%s is made for pictures with a shorter side of %d pixels, but load_image and Model give %d, as the "

@@ -191,8 +191,8 @@ def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = (
     if cfg.MODEL.RELEASE.URL:
         return str(cfg.MODEL.RELEASE.URL)
     raise FileNotFoundError(
-        f"no weights are known for the configuration {config_name or 'given'!r}: name a checkpoint (weights=..., or "
-        "MODEL.WEIGHTS in the configuration)"
+        f"no weights are known for the configuration {config_name or 'given'!r}: name a checkpoint (weights=..., "
+        "--weights, or MODEL.WEIGHTS in the configuration); MODEL_ZOO.md says where published ones lie"
     )
 
 
@@ -261,6 +261,11 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE, fallback=True)
+    if not cfg.MODEL.TEXT_ENCODER.NAME:
+        from grounding_dino.data.class_count import read_class_names, with_class_count
+
+        cfg = with_class_count(cfg)
+        read_class_names(cfg)
     model = build(cfg)
     source = str(weights or cfg.MODEL.WEIGHTS)
     if source:

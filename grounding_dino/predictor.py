@@ -1,8 +1,11 @@
-"""Pictures and prompts in, detections out.
+"""Pictures and prompts in, detections and segments out.
 
 predictor = load_predictor()  # the shipped model; or load_predictor("swin_t_ogc", "groundingdino_swint_ogc.pth")
 found = predictor("street.jpg", categories=["car", "traffic light"])
 found.pred_boxes, found.scores, found.labels
+
+predictor = load_predictor("mask_dino/coco/r50_panoptic", "maskdino_r50_panoptic.pth")  # its classes are fixed
+segments, segments_info = predictor("street.jpg")["panoptic_seg"]
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ Labels = InstanceList[str]
 
 
 class GroundingPredictor:
-    """Finds what a text names in pictures of any kind, with one model.
+    """Finds what a text names, or what a model of fixed classes knows, in pictures of any kind, with one model.
 
     `GroundingPredictor(cfg)` builds the model of a configuration and loads its MODEL.WEIGHTS;
     `GroundingPredictor(model=...)` wraps a model that exists. Pictures are resized as Detectron2 does it for
@@ -75,6 +78,12 @@ class GroundingPredictor:
             "weights": cfg.MODEL.WEIGHTS,
         }
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names that a model of fixed classes finds ("class 17" where nobody said); None for a model with text."""
+        fixed = getattr(self.model, "classes", None)
+        return None if fixed is None else fixed.names
+
     @torch.no_grad()
     def __call__(
         self,
@@ -87,6 +96,8 @@ class GroundingPredictor:
         best_label_only: bool = True,
     ) -> Any:
         """Detect in one picture or in a list of them, which is run as one batch.
+
+        A model with text takes either `categories` or `caption`; a model of fixed classes takes neither.
 
         Args:
             images: a path, a PIL picture, an array (H, W, 3) of uint8, a tensor (C, H, W) RGB of uint8, or a list
@@ -101,9 +112,15 @@ class GroundingPredictor:
 
         Returns:
             `Instances` on the CPU in the original picture's size, best first, a list of them for a list: `pred_boxes`,
-            `scores`; with categories `pred_classes` (index into the picture's list) and `labels` (names), with a
-            caption `phrases`; `pred_masks` where the model gives them. No phrase is empty: where no word exceeds
-            `text_threshold`, it is the best word.
+            `scores`; with categories or fixed classes `pred_classes` (index into the picture's list, or `classes`) and
+            `labels` (names), with a caption `phrases`; `pred_masks` where the model gives them. No phrase is empty:
+            where no word exceeds `text_threshold`, it is the best word.
+
+            Of a model with TEST.PANOPTIC_ON or TEST.SEMANTIC_ON, for each picture a dict with what TEST switches on:
+            `instances` as above; `panoptic_seg`, a map (H, W) int32 of segment ids, 0 for none, and the list of
+            segments (`id`, `category_id`, `isthing`); `sem_seg` (K, H, W) float, whose argmax is the class of a pixel;
+            and `class_names`, the K names that `category_id` and `sem_seg` count. `box_threshold` is of instances
+            alone.
 
         Raises:
             TypeError, ValueError, FileNotFoundError: with a sentence that names the offending picture, text or value;
@@ -116,17 +133,25 @@ class GroundingPredictor:
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
         single = _is_single(images)
         pictures = [to_rgb(image, image_format) for image in ([images] if single else images)]
-        prompts = _prompts_of(categories, caption, len(pictures))
+        prompts = self._prompts(categories, caption, len(pictures))
         if not pictures:
             return []
         inputs = [{**self.prepare(picture), **prompt} for picture, prompt in zip(pictures, prompts)]
-        results = []
-        for found, prompt in zip(self._answers(inputs), prompts):
-            found = found[found.scores > box_threshold]
-            if "categories" in prompt:
-                results.append(_name_categories(found, prompt["categories"], best_label_only))
-            else:
-                results.append(self._name_phrases(found, prompt["caption"], text_threshold))
+        results: list[Any] = []
+        for answer, prompt in zip(self._answers(inputs), prompts):
+            names = prompt.get("categories", self.classes)
+            result: dict[str, Any] = {}
+            if "instances" in answer:
+                found = answer["instances"]
+                found = found[found.scores > box_threshold].to("cpu")
+                if names is None:
+                    result["instances"] = self._name_phrases(found, prompt["caption"], text_threshold)
+                else:
+                    result["instances"] = _name_categories(found, names, best_label_only)
+            segments = _segments_on_cpu(answer)
+            results.append(
+                {**result, **segments, "class_names": list(names or ())} if segments else result["instances"]
+            )
         return results[0] if single else results
 
     def check_prompt(
@@ -140,19 +165,30 @@ class GroundingPredictor:
             TypeError, ValueError: as a call with this text does.
         """
         encoder: Any = self.model.text_encoder
-        for prompt in _prompts_of(categories, caption, None):
+        for prompt in self._prompts(categories, caption, None):
             if "caption" in prompt:
                 build_caption_prompt(prompt["caption"], encoder.tokenizer, encoder.max_tokens)
-            else:
+            elif "categories" in prompt:
                 build_category_prompts(prompt["categories"], encoder.tokenizer, encoder.max_tokens)
 
-    def _answers(self, inputs: list[dict[str, Any]]) -> list[Instances]:
-        """The model's answers, on the CPU; ValueError where they are NaN or infinite."""
+    def _prompts(self, categories: Any, caption: Any, count: int | None) -> list[dict[str, Any]]:
+        """As :func:`_prompts_of`; for a model of fixed classes nothing, and ValueError for any text."""
+        if self.classes is None:
+            return _prompts_of(categories, caption, count)
+        if categories is not None or caption is not None:
+            raise ValueError(
+                f"the model finds {len(self.classes)} fixed classes ({', '.join(self.classes[:3])}, ...) and reads no "
+                "text: leave out categories and caption, and choose among its detections by their labels"
+            )
+        return [{}] * (1 if count is None else count)
+
+    def _answers(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The model's answers; ValueError where they are NaN or infinite."""
         try:
-            answers = [output["instances"].to("cpu") for output in self.model(inputs)]
+            answers: list[dict[str, Any]] = self.model(inputs)
         except FloatingPointError as error:
             raise ValueError(describe_non_finite(self.model, self.weights)) from error
-        if not all(found.scores.isfinite().all() for found in answers):
+        if not all(answer["instances"].scores.isfinite().all() for answer in answers if "instances" in answer):
             raise ValueError(describe_non_finite(self.model, self.weights))
         return answers
 
@@ -187,7 +223,8 @@ def load_predictor(
     """A predictor by name. Without arguments: the small model that comes with this package.
 
     Args:
-        config_or_name: a short name ("swin_t_ogc"), the path of a .yaml file, or a configuration.
+        config_or_name: a short name ("swin_t_ogc", "mask_dino/coco/r50_panoptic"), the path of a .yaml file, or a
+            configuration.
         weights: a checkpoint of any origin (file, folder or URL); by default the one that the configuration names,
             the shipped one, or the released one, which is then downloaded.
         device: "cuda", "cpu", ...; by default a GPU where there is one.
@@ -218,6 +255,17 @@ def describe_non_finite(model: nn.Module, weights: str = "") -> str:
         f"{source} cannot be used: {tensors} ({', '.join(faulty[:3])}{', ...' if len(faulty) > 3 else ''}) hold NaN or "
         "infinite values, so the predictions do too; take a checkpoint from before the training went wrong"
     )
+
+
+def _segments_on_cpu(answer: dict[str, Any]) -> dict[str, Any]:
+    """The panoptic and semantic results that an answer has."""
+    found: dict[str, Any] = {}
+    if "panoptic_seg" in answer:
+        segments, segments_info = answer["panoptic_seg"]
+        found["panoptic_seg"] = (segments.cpu(), segments_info)
+    if "sem_seg" in answer:
+        found["sem_seg"] = answer["sem_seg"].cpu()
+    return found
 
 
 def _is_single(images: Any) -> bool:

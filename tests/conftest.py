@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
@@ -34,6 +35,25 @@ TINY_OPTS = [
     *("MODEL.QUERY_SELECTION.NUM_QUERIES", 12, "MODEL.DENOISING.NUM_QUERIES", 6),
     *("MODEL.TRANSFORMER_DECODER.NUM_LAYERS", 2, "MODEL.TRANSFORMER_DECODER.NUM_HEADS", 2),
     *("MODEL.TRANSFORMER_DECODER.FFN_DIM", 32, "MODEL.CLASS_HEAD.SCALE", "sqrt_dim", "MODEL.CLASS_HEAD.BIAS_ON", True),
+]
+
+# A model of fixed classes with masks: three things, two kinds of stuff. Groups of GroupNorm have two channels, so that
+# maps of one pixel do not vanish, and random weights give segments.
+TINY_MASK_CLASSES = ["disc", "bar", "cross", "sky", "grass"]
+TINY_MASK_OPTS = [
+    *("MODEL.DEVICE", "cpu", "MODEL.EMBED_DIM", 64, "MODEL.RELEASE.URL", "", "MODEL.BACKBONE.WEIGHTS", ""),
+    *("MODEL.BACKBONE.NAME", "SwinTransformer", "MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1]),
+    *("MODEL.SWIN.NUM_HEADS", [1, 2, 2, 2], "MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
+    *("MODEL.SWIN.OUT_FEATURES", ["stage1", "stage2", "stage3", "stage4"]),
+    *("MODEL.PIXEL_DECODER.IN_FEATURES", ["stage2", "stage3", "stage4"], "MODEL.PIXEL_DECODER.NUM_LAYERS", 1),
+    *("MODEL.PIXEL_DECODER.NUM_HEADS", 2, "MODEL.PIXEL_DECODER.FFN_DIM", 32),
+    *("MODEL.MASK_HEAD.IN_FEATURE", "stage1", "MODEL.MASK_HEAD.EMBED_DIM", 16, "MODEL.QUERY_SELECTION.NUM_QUERIES", 12),
+    *("MODEL.TRANSFORMER_DECODER.NUM_LAYERS", 2, "MODEL.TRANSFORMER_DECODER.NUM_HEADS", 2),
+    *("MODEL.TRANSFORMER_DECODER.FFN_DIM", 32, "MODEL.CLASS_HEAD.NUM_CLASSES", 5, "MODEL.DENOISING.NUM_LABELS", 5),
+    *("MODEL.DENOISING.NUM_QUERIES", 6, "MODEL.LOSS.NUM_POINTS", 64, "INPUT.MIN_SIZE_TEST", 64),
+    *("INPUT.MAX_SIZE_TEST", 96, "DATASETS.TRAIN", ("tiny_panoptic",), "DATASETS.TEST", ("tiny_panoptic",)),
+    *("TEST.PANOPTIC_ON", True, "TEST.SEMANTIC_ON", True, "TEST.OBJECT_MASK_THRESHOLD", 0.0),
+    *("TEST.OVERLAP_THRESHOLD", 0.0),
 ]
 
 
@@ -72,6 +92,38 @@ def tiny_model(tiny_cfg: CfgNode) -> torch.nn.Module:
             if "box_head" in name or "sampling_offsets.weight" in name or "attention_weights.weight" in name:
                 parameter.normal_(std=0.2)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_panoptic() -> Iterator[str]:
+    """A registered panoptic set of no pictures: its metadata say the names, and which classes are things."""
+    names = TINY_MASK_CLASSES
+    numbers = {10 * (i + 1): i for i in range(len(names))}
+    things = {number: i for number, i in numbers.items() if i < 3}
+    DatasetCatalog.register("tiny_panoptic", list)
+    MetadataCatalog.get("tiny_panoptic").set(
+        thing_classes=names[:3],
+        stuff_classes=names,
+        thing_dataset_id_to_contiguous_id=things,
+        stuff_dataset_id_to_contiguous_id=numbers,
+    )
+    yield "tiny_panoptic"
+    DatasetCatalog.remove("tiny_panoptic")
+    MetadataCatalog.pop("tiny_panoptic")
+
+
+@pytest.fixture(scope="session")
+def build_tiny_mask(tiny_panoptic: str) -> Callable[..., CfgNode]:
+    """`build_tiny_mask(*opts)`: the configuration of a tiny Mask DINO with all three kinds of results."""
+    from grounding_dino.model_zoo import load_cfg
+
+    return lambda *opts: load_cfg("mask_dino/coco/r50_panoptic", [*TINY_MASK_OPTS, *opts])
+
+
+@pytest.fixture
+def tiny_mask_cfg(build_tiny_mask: Callable[..., CfgNode]) -> CfgNode:
+    """The configuration of a tiny Mask DINO of five classes that runs in milliseconds."""
+    return build_tiny_mask()
 
 
 @pytest.fixture(scope="session")

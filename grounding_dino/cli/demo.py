@@ -1,4 +1,4 @@
-"""Command line: pictures, video or webcam and a text in; drawn pictures, a table and JSON out."""
+"""Command line: pictures, video or webcam and, for models with text, a text in; drawings, tables and JSON out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.arguments import count, share
-from grounding_dino.tables import format_table
+from grounding_dino.cli.result_records import result_records, result_text
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
-
-    from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,10 @@ examples:
   %(prog)s --input "photos/*.jpg" --output out --text "cat . dog ." --json out.json
   %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --input a.jpg --output b.jpg \\
       --caption "two dogs left of the man"
+  %(prog)s --config-file mask_dino/coco/r50_panoptic --weights maskdino_r50_panoptic.pth --input a.jpg --output out
   %(prog)s --video-input in.mp4 --output out.mp4 --categories person
+DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
+segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
 Without --config-file and --weights the small model that comes with the package is used.
 The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage."""
 
@@ -38,7 +39,8 @@ The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage
 def build_parser() -> argparse.ArgumentParser:
     """The options, named as in the demos of Detectron2 and Mask DINO."""
     parser = argparse.ArgumentParser(
-        description="Detect what a text names in pictures, a video or a webcam.",
+        description="Detect and segment what a text names, or the classes that a model knows, in pictures, a video "
+        "or a webcam.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of them, or quoted glob patterns")
     source.add_argument("--video-input", metavar="FILE", help="a video file")
     source.add_argument("--webcam", action="store_true", help="the first camera; ends with q, Esc or Ctrl-C")
-    text = parser.add_argument_group("what to look for, one of").add_mutually_exclusive_group(required=True)
+    texts = parser.add_argument_group("what to look for, one of; none for a model of fixed classes")
+    text = texts.add_mutually_exclusive_group()
     text.add_argument("--categories", nargs="+", metavar="NAME", help='names: --categories cat "traffic light"')
     text.add_argument("--text", help='names in one string: --text "cat . traffic light ."')
     text.add_argument("--caption", help="free text; detections are named by its words")
@@ -71,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=share,
         default=0.35,
         metavar="X",
-        help="least score of a detection (default: 0.35)",
+        help="least score of a detection; it is not of segments (default: 0.35)",
     )
     parser.add_argument(
         "--text-threshold",
@@ -83,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="PATH", help="a folder for the drawn pictures, or a file for one; without it none are drawn"
     )
-    parser.add_argument("--json", metavar="FILE", help="write all detections to this file")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write detections, segments and semantic classes, with masks, to this file"
+    )
     parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures run at once (default: 1)")
     return parser
 
@@ -95,18 +100,11 @@ class Report:
     records: list[dict[str, Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, path: str, found: Instances) -> None:
-        height, width = found.image_size
-        self.records.append(
-            {"file_name": path, "width": width, "height": height, "detections": detection_records(found)}
-        )
+    def add(self, path: str, found: dict[str, Any]) -> None:
+        self.records.append({"file_name": path, **found})
 
-    def fail(self, path: str, reason: str, found: Instances | None = None) -> None:
-        if found is not None:
-            self.add(path, found)
-            self.records[-1]["error"] = reason
-        else:
-            self.records.append({"file_name": path, "error": reason})
+    def fail(self, path: str, reason: str, found: dict[str, Any] | None = None) -> None:
+        self.records.append({"file_name": path, **(found or {}), "error": reason})
         self.failures.append((path, reason))
 
 
@@ -118,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompt = prompt_of(args)
         jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
         prepare_json(args.json)
+        problem = text_problem(args, prompt)  # before weights are fetched
+        if problem:
+            parser.error(problem)
         from grounding_dino.predictor import load_predictor
 
         predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
@@ -135,19 +136,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The predictor's text argument.
+    """The predictor's text argument; nothing where none is given.
 
     Raises:
         ValueError: a --text that names nothing.
     """
     if args.caption is not None:
         return {"caption": args.caption}
-    if args.text is None:
+    if args.categories is not None:
         return {"categories": args.categories}
+    if args.text is None:
+        return {}
     names = [name.strip() for name in args.text.split(".") if name.strip()]
     if not names:
         raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
     return {"categories": names}
+
+
+def text_problem(args: argparse.Namespace, prompt: dict[str, Any]) -> str:
+    """Why a text, or none, does not go with the model; "" if it does."""
+    from grounding_dino.model_zoo import load_cfg
+
+    reads_text = bool(load_cfg(args.config_file, args.opts).MODEL.TEXT_ENCODER.NAME)
+    if reads_text and not prompt:
+        return "say what to look for, with --categories, --text or --caption"
+    if prompt and not reads_text:
+        return (
+            f"{args.config_file} is a model of fixed classes, which reads no text: leave out --categories, --text and "
+            "--caption"
+        )
+    return ""
 
 
 def prepare_json(path: str | None) -> None:
@@ -269,6 +287,8 @@ def run_batch(
     """Read, detect, print and draw a few pictures."""
     from grounding_dino.pictures import read_picture
 
+    from tqdm import tqdm
+
     pictures = {}
     for path, _ in batch:
         try:
@@ -280,20 +300,23 @@ def run_batch(
     for path, target in batch:
         if path not in found:
             continue
-        print_detections(path, found[path])
+        height, width = pictures[path].shape[:2]
+        records = result_records(found[path], masks=bool(args.json))
+        tqdm.write(result_text(path, records, (height, width)), file=sys.stdout)  # above the progress bar
+        kept = {"width": width, "height": height, **records}
         if target is not None:
             try:
                 draw_to(target, pictures[path], found[path])
             except OSError as error:
-                report.fail(path, f"its drawing {str(target)!r} cannot be written: {error}", found[path])
+                report.fail(path, f"its drawing {str(target)!r} cannot be written: {error}", kept)
                 continue
-        report.add(path, found[path])
+        report.add(path, kept)
 
 
 def detect(
     predictor: GroundingPredictor, pictures: dict[str, Any], options: dict[str, Any], report: Report
-) -> dict[str, Instances]:
-    """The detections by path; where a batch fails, its pictures are tried one by one, and the culprits reported."""
+) -> dict[str, Any]:
+    """The results by path; where a batch fails, its pictures are tried one by one, and the culprits reported."""
     try:
         return dict(zip(pictures, predictor(list(pictures.values()), image_format="RGB", **options)))
     except Exception as error:  # whatever one picture does to the model, the others are to be done
@@ -301,48 +324,21 @@ def detect(
         if len(pictures) == 1:
             report.fail(next(iter(pictures)), str(error) or type(error).__name__)
             return {}
-    found: dict[str, Instances] = {}
+    found: dict[str, Any] = {}
     for path, picture in pictures.items():
         found |= detect(predictor, {path: picture}, options, report)
     return found
 
 
-def draw_to(target: Path, picture: Any, found: Instances) -> None:
-    """Write the picture with its detections; formats that Pillow cannot write become .png."""
-    from grounding_dino.visualization import draw_detections
+def draw_to(target: Path, picture: Any, found: Any) -> None:
+    """Write the picture with what was found; formats that Pillow cannot write become .png."""
+    from grounding_dino.visualization import draw_results
 
     from PIL import Image
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    drawn = Image.fromarray(draw_detections(picture, found))
+    drawn = Image.fromarray(draw_results(picture, found))
     try:
         drawn.save(target, quality=95)
     except (KeyError, ValueError):
         drawn.save(target.with_suffix(".png"))
-
-
-def detection_records(found: Instances) -> list[dict[str, Any]]:
-    """The detections as plain numbers and strings: label, score, box XYXY in pixels, and the category's index."""
-    from grounding_dino.visualization import names_of
-
-    records: list[dict[str, Any]] = [
-        {"label": name, "score": round(score, 4), "box": [round(value, 2) for value in box]}
-        for name, score, box in zip(names_of(found), found.scores.tolist(), found.pred_boxes.tensor.tolist())
-    ]
-    if found.has("pred_classes"):
-        for record, index in zip(records, found.pred_classes.tolist()):
-            record["category"] = index
-    return records
-
-
-def print_detections(path: str, found: Instances) -> None:
-    """Print one picture's detections as a table, above the progress bar."""
-    from tqdm import tqdm
-
-    records = detection_records(found)
-    noun = "detection" if len(records) == 1 else "detections"
-    lines = [f"{path}: {len(records)} {noun}"]
-    if records:
-        rows = [[r["label"], f"{r['score']:.2f}", *(f"{value:.0f}" for value in r["box"])] for r in records]
-        lines.append(format_table(["label", "score", "x0", "y0", "x1", "y1"], rows))
-    tqdm.write("\n".join(lines), file=sys.stdout)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.cli.demo import detection_records, write_json
+from grounding_dino.cli.demo import write_json
+from grounding_dino.cli.result_records import result_records
 from grounding_dino.predictor import GroundingPredictor
-from grounding_dino.visualization import draw_detections
+from grounding_dino.visualization import draw_results
 
 import cv2
 import numpy as np
@@ -48,10 +49,11 @@ def run_video(predictor: GroundingPredictor, path: str | None, prompt: dict[str,
                 **prompt,
             )
             for offset, (frame, found) in enumerate(zip(frames, results)):
-                records.append({"frame": number * args.batch_size + offset, "detections": detection_records(found)})
+                found_there = result_records(found, masks=bool(args.json))
+                records.append({"frame": number * args.batch_size + offset, **found_there})
                 if writer is None and not show:
                     continue
-                drawn = draw_detections(np.ascontiguousarray(frame[..., ::-1]), found)[..., ::-1]
+                drawn = draw_results(np.ascontiguousarray(frame[..., ::-1]), found)[..., ::-1]
                 if writer is not None:
                     writer.write(drawn)
                 if show and not show_frame(drawn):

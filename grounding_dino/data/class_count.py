@@ -1,8 +1,9 @@
-"""How many classes a closed-set model has, where the configuration leaves that to the data."""
+"""How many classes a closed-set model has, where the configuration leaves that to the data, and their names."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from grounding_dino.data.datasets import register_extra_datasets
 from grounding_dino.data.datasets.groups import expand_groups
@@ -39,6 +40,42 @@ def with_class_count(cfg: CfgNode) -> CfgNode:
     return filled
 
 
+def check_class_count(cfg: CfgNode, names: Sequence[str]) -> None:
+    """See that loaded data sets have as many classes as a closed-set model.
+
+    Raises:
+        ValueError: one has another number.
+    """
+    if cfg.MODEL.TEXT_ENCODER.NAME:
+        return
+    columns = cfg.MODEL.CLASS_HEAD.CATEGORY_IDS
+    known = len(columns) or cfg.MODEL.CLASS_HEAD.NUM_CLASSES
+    for name in expand_groups(names):
+        classes = MetadataCatalog.get(name).get(_kind_of_classes(cfg)) or ()
+        if classes and len(classes) != known:
+            key = "MODEL.CLASS_HEAD.CATEGORY_IDS lists" if columns else "MODEL.CLASS_HEAD.NUM_CLASSES is"
+            raise ValueError(
+                f"the data set {name!r} has {len(classes)} classes, but {key} {known}; name a data set of the model's "
+                "classes, or fine-tune on this one with NUM_CLASSES 0 and CATEGORY_IDS [], where class heads begin anew"
+            )
+
+
+def read_class_names(cfg: CfgNode) -> None:
+    """Have the metadata of the sets of DATASETS.EXTRA say their classes, which is known once a file is read.
+
+    The project's own sets are registered by importing this module. A file that is not there any more, or cannot be
+    read, is passed over with a log line: a model detects without names.
+    """
+    mine = set(register_extra_datasets(cfg.DATASETS.EXTRA))
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if name not in mine or MetadataCatalog.get(name).get("thing_classes"):
+            continue
+        try:
+            DatasetCatalog.get(name)
+        except (OSError, ValueError) as error:
+            logger.warning("the class names of the data set %s are not known: %s", name, error)
+
+
 def _count_classes(cfg: CfgNode) -> int:
     register_extra_datasets(cfg.DATASETS.EXTRA)
     named = expand_groups([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
@@ -49,7 +86,7 @@ def _count_classes(cfg: CfgNode) -> int:
             f"DATASETS.TRAIN and DATASETS.TEST, {named}, none is registered; name one, or give the number"
         )
     DatasetCatalog.get(name)  # COCO files say their classes when they are read
-    kind = "stuff_classes" if cfg.INPUT.MAPPER in WITH_STUFF else "thing_classes"
+    kind = _kind_of_classes(cfg)
     classes = MetadataCatalog.get(name).get(kind) or ()
     if not classes:
         raise ValueError(
@@ -58,3 +95,8 @@ def _count_classes(cfg: CfgNode) -> int:
         )
     logger.info("%d classes, those of the data set %s", len(classes), name)
     return len(classes)
+
+
+def _kind_of_classes(cfg: CfgNode) -> str:
+    """The entry of a data set's metadata that lists a model's classes."""
+    return "stuff_classes" if cfg.INPUT.MAPPER in WITH_STUFF else "thing_classes"
