@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grounding_dino.data.datasets  # noqa: F401  registers the project's data sets
+from grounding_dino.data.class_count import check_class_count
 from grounding_dino.data.datasets.extra import register_extra_datasets
 from grounding_dino.data.datasets.groups import expand_config, expand_groups, unknown_name
 from grounding_dino.data.datasets.refexp_json import gather_expressions
@@ -107,6 +108,7 @@ def load_train_sets(cfg: CfgNode) -> tuple[RecordSets, list[float] | None]:
     with strict_rows(cfg.DATASETS.STRICT_ON):
         # One after the other, so that no more than one list is in memory that is not packed yet.
         parts = [_as_set(_load(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)) for name in names]
+    check_class_count(cfg, names)
     return RecordSets(parts, names), shares
 
 
@@ -121,6 +123,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     # The records come first: the mapper takes over the class names that loading makes known.
     with strict_rows(cfg.DATASETS.STRICT_ON):
         records = load_records([dataset_name])
+    check_class_count(cfg, [dataset_name])
     return build_detection_test_loader(
         records if isinstance(records, RecordSets) else gather_expressions(records),
         mapper=build_mapper(cfg, is_train=False),
