@@ -25,3 +25,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number; give 1 or more")
     return value
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, written 800x1333."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width in pixels, such as 800x1200")
+    return int(height), int(width)

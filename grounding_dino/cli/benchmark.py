@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grounding_dino.cli.arguments import count
+from grounding_dino.cli.arguments import count, picture_size
 from grounding_dino.cli.benchmark_training import (
     OPTIONS,
     default_options,
@@ -128,19 +128,14 @@ def measure_operator(
     return records
 
 
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width in pixels, such as 800x1200")
-    return int(height), int(width)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
     what.add_argument("--train", action="store_true", help="measure training steps, plain and with each --option")
-    parser.add_argument("--size", type=_size, default=(800, 1200), help="picture, height x width (default 800x1200)")
+    parser.add_argument(
+        "--size", type=picture_size, default=(800, 1200), help="picture, height x width (default 800x1200)"
+    )
     parser.add_argument("--queries", type=count, nargs="*", help="numbers of queries (default: one a cell)")
     parser.add_argument("--scattered", action="store_true", help="points anywhere instead of around their query")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
