@@ -172,8 +172,8 @@ def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = ()) -> str:
     """The weights of a configuration: its MODEL.WEIGHTS, else the shipped file, else the released one's URL.
 
-    What a released recipe itself names as MODEL.WEIGHTS is where its training starts, and gives way to what came out of
-    it; weights named in `opts` never give way.
+    What a recipe itself names as MODEL.WEIGHTS is where its training starts, and gives way to what came out of it, if
+    that is shipped or released; weights named in `opts` never give way.
 
     Args:
         config_name: the name or path that `cfg` was read from, "" if unknown.
@@ -183,13 +183,12 @@ def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = (
         FileNotFoundError: none of these is known.
     """
     is_named = "MODEL.WEIGHTS" in list(opts)[::2]
-    if cfg.MODEL.WEIGHTS and (is_named or not _is_start_of_recipe(cfg, config_name)):
-        return str(cfg.MODEL.WEIGHTS)
     shipped = ASSETS / f"{Path(config_name).stem}.safetensors"
-    if config_name and shipped.is_file():
-        return str(shipped)
-    if cfg.MODEL.RELEASE.URL:
-        return str(cfg.MODEL.RELEASE.URL)
+    trained = str(shipped) if config_name and shipped.is_file() else str(cfg.MODEL.RELEASE.URL)
+    if cfg.MODEL.WEIGHTS and (is_named or not (trained and _is_start_of_recipe(cfg, config_name))):
+        return str(cfg.MODEL.WEIGHTS)
+    if trained:
+        return trained
     raise FileNotFoundError(
         f"no weights are known for the configuration {config_name or 'given'!r}: name a checkpoint (weights=..., "
         "--weights, or MODEL.WEIGHTS in the configuration); MODEL_ZOO.md says where published ones lie"
@@ -197,9 +196,7 @@ def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = (
 
 
 def _is_start_of_recipe(cfg: CfgNode, config_name: str) -> bool:
-    """Whether MODEL.WEIGHTS is what a released recipe begins with, not what came out of it."""
-    if not cfg.MODEL.RELEASE.URL or not config_name:
-        return False
+    """Whether MODEL.WEIGHTS is what a recipe of this project begins with, not what came out of it."""
     try:
         file = Path(get_config_file(config_name)).resolve()
     except (FileNotFoundError, ValueError):

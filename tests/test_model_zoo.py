@@ -89,6 +89,24 @@ def test_shipped_weights_come_before_released_ones(monkeypatch, tmp_path):
     assert find_weights(cfg, "small") == "own.pth"
 
 
+def test_a_shipped_model_comes_before_the_start_of_its_training(monkeypatch, tmp_path):
+    name = "grounding_dino/shapes_tiny_finetune"
+    start = load_cfg(name).MODEL.WEIGHTS
+    assert start and find_weights(load_cfg(name), name) == start
+    monkeypatch.setattr("grounding_dino.model_zoo.ASSETS", tmp_path)
+    (tmp_path / "shapes_tiny_finetune.safetensors").touch()
+    assert find_weights(load_cfg(name), name) == str(tmp_path / "shapes_tiny_finetune.safetensors")
+
+
+def test_names_with_folders_find_their_weights():
+    for name in ("mask_dino/coco/r50_panoptic", "coco/r50_panoptic", "r50_panoptic.yaml"):
+        cfg = load_cfg(name)
+        assert find_weights(cfg, name) == cfg.MODEL.RELEASE.URL and "panoptic" in cfg.MODEL.RELEASE.URL
+    assert find_weights(load_cfg("shapes_tiny"), "grounding_dino/shapes_tiny").endswith("shapes_tiny.safetensors")
+    with pytest.raises(FileNotFoundError, match="'dino/r50_4scale_12ep'.*MODEL_ZOO.md"):
+        find_weights(load_cfg("dino/r50_4scale_12ep"), "dino/r50_4scale_12ep")
+
+
 def test_named_weights_win_over_released_ones():
     """A recipe's MODEL.WEIGHTS are what its training starts from; who names the same file gets that file."""
     name = "swin_t_finetune_coco"
