@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
 from grounding_dino.cli import (
+    analyze_model,
     benchmark,
     check_data,
     convert_weights,
@@ -33,6 +34,7 @@ PARSERS = {
     "demo/demo.py": demo.build_parser,
     "tools/convert_weights.py": convert_weights.build_parser,
     "tools/benchmark.py": benchmark._parser,
+    "tools/analyze_model.py": analyze_model.build_parser,
     "tools/slurm_train.py": slurm_train.build_parser,
     "tools/merge_lora.py": merge_lora.build_parser,
     "tools/check_data.py": check_data.build_parser,
