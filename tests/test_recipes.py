@@ -9,6 +9,7 @@ from typing import Any
 
 import grounding_dino.data.datasets  # noqa: F401  # registers the data sets
 from grounding_dino.checkpoint.saving import save_checkpoint
+from grounding_dino.data.class_count import with_class_count
 from grounding_dino.data.datasets.groups import expand_groups
 from grounding_dino.data.segmentation_maps import write_panoptic_map
 from grounding_dino.engine.evaluations import check_metric_name
@@ -155,8 +156,11 @@ def test_recipe_trains(name: str, tmp_path: Path) -> None:
     cfg = load_cfg(name, settings(**run))
     if load_cfg(name).MODEL.WEIGHTS:  # start from a file, in our form
         run["MODEL__WEIGHTS"] = str(tmp_path / "start.pth")
-        save_checkpoint(run["MODEL__WEIGHTS"], GeneralizedDINO(cfg).state_dict(), to="ours")
+        save_checkpoint(run["MODEL__WEIGHTS"], GeneralizedDINO(with_class_count(cfg)).state_dict(), to="ours")
         cfg = load_cfg(name, settings(**run))
+    if name == "r50_instance_lvis":  # whose data set, alone, says its classes when it is read
+        MetadataCatalog.remove("lvis_v1_train")
+        MetadataCatalog.get("lvis_v1_train").thing_classes = [f"class {i}" for i in range(1203)]
     before, trained = train(cfg)
     moved = {key for key, value in trained.items() if not torch.equal(before[key], value)}
     assert any(key.startswith("transformer_decoder.") for key in moved)
@@ -185,6 +189,7 @@ STARTS = {
     "r50_4scale_finetune": ("r50_4scale_12ep", "official"),
     "shapes_tiny_finetune": ("shapes_tiny", "ours"),
     "shapes_tiny_one_class": ("shapes_tiny", "ours"),
+    "shapes_tiny_masks_finetune": ("shapes_tiny_panoptic", "ours"),
 }
 
 
@@ -195,7 +200,17 @@ def one_picture(tmp_path: Path) -> Iterator[str]:
     Image.new("RGB", (64, 64), (90, 120, 30)).save(tmp_path / "0.png")
     content = {
         "images": [{"id": 1, "file_name": "0.png", "width": 64, "height": 64}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [8, 8, 32, 24], "area": 768, "iscrowd": 0}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 7,
+                "bbox": [8, 8, 32, 24],
+                "segmentation": [[8, 8, 40, 8, 40, 32, 8, 32]],
+                "area": 768,
+                "iscrowd": 0,
+            }
+        ],
         "categories": [{"id": 7, "name": "cat"}],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(content))
@@ -233,7 +248,7 @@ def test_fine_tuning_starts_from_the_published_form_and_trains(name: str, one_pi
     if cfg.MODEL.CLASS_HEAD.NAME == "Linear":  # what does not fit other classes, and nothing else
         new = {key.rsplit(".", 1)[0] for key in before if key not in fitting}
         heads = {f"transformer_decoder.class_heads.{layer}" for layer in range(2)}
-        assert new <= {*heads, "query_selection.class_head", "denoising.label_embedding"} and len(new) >= 3
+        assert new <= {*heads, "query_selection.class_head", "denoising.label_embedding"} and len(new) >= 2
     assert cfg.SOLVER.BEST_CHECKPOINT_METRIC == "" or (tmp_path / "out" / "model_best.pth").is_file()
     if cfg.MODEL.TEXT_ENCODER.FREEZE_ON:
         text = [key for key in before if key.startswith("text_encoder.bert.")]
