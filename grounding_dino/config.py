@@ -36,7 +36,7 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.SIZE_DIVISIBILITY = 0
     cfg.MODEL.PADDING_MASK_ON = True
     cfg.MODEL.WEIGHTS_IGNORE = []  # regular expressions of checkpoint keys (in our names) not to load
-    cfg.MODEL.WARM_START_ON = False  # load what fits from MODEL.WEIGHTS and list the rest, instead of an error
+    cfg.MODEL.WARM_START_ON = False  # a training takes what fits from MODEL.WEIGHTS and lists the rest; else an error
     # Where the weights of this config are published, and what they score; informative only.
     cfg.MODEL.RELEASE = CN()
     cfg.MODEL.RELEASE.URL = ""

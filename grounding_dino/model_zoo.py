@@ -268,8 +268,9 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
     if source:
         from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 
-        options = {"ignore": cfg.MODEL.WEIGHTS_IGNORE, "warm_start": cfg.MODEL.WARM_START_ON}
-        complete_weights(cfg, model, GroundingCheckpointer(model, **options).load(source, checkpointables=[]))
+        # strictly, also where the recipe's training is a warm start
+        checkpointer = GroundingCheckpointer(model, ignore=cfg.MODEL.WEIGHTS_IGNORE)
+        complete_weights(cfg, model, checkpointer.load(source, checkpointables=[]))
     return model.eval()
 
 

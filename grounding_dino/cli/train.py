@@ -179,9 +179,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> Mapping[str, Any]:
     check_test_sets(cfg)
     check_augmentation(cfg)
     model = Trainer.build_model(cfg)
-    checkpointer = GroundingCheckpointer(
-        model, cfg.OUTPUT_DIR, ignore=cfg.MODEL.WEIGHTS_IGNORE, warm_start=cfg.MODEL.WARM_START_ON
-    )
+    # strictly, also where the recipe's training is a warm start: what does not fit would be measured as noise
+    checkpointer = GroundingCheckpointer(model, cfg.OUTPUT_DIR, ignore=cfg.MODEL.WEIGHTS_IGNORE)
     if args.resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
         rest = checkpointer.resume_or_load("", resume=True)

@@ -112,3 +112,22 @@ def test_a_data_set_of_other_classes_is_refused(tmp_path: Path, as_before: None)
     with pytest.raises((SystemExit, ValueError)) as refused:
         main(evaluate(tmp_path, [90, 3, 17]))
     assert "has 3 classes, but MODEL.CLASS_HEAD.CATEGORY_IDS lists 80" in str(refused.value)
+
+
+def test_an_evaluation_takes_its_weights_whole_or_not_at_all(tmp_path: Path, as_before: None) -> None:
+    """Though the recipe's training may take what fits."""
+    Truth(tmp_path, [90, 3, 17])
+    arguments = evaluate(tmp_path, [90, 3, 17])
+    with pytest.raises((SystemExit, ValueError, RuntimeError)) as refused:
+        main(
+            [
+                *arguments,
+                "MODEL.CLASS_HEAD.NUM_CLASSES",
+                "3",
+                "MODEL.CLASS_HEAD.CATEGORY_IDS",
+                "[]",
+                "MODEL.WARM_START_ON",
+                "True",
+            ]
+        )
+    assert "does not fit the model" in str(refused.value)
