@@ -90,6 +90,7 @@ class Memory:
     level_start_index: Tensor  # (L,) int64
     valid_ratios: Tensor  # (B, L, 2) w h: unpadded share of each level
     mask_features: Tensor | None = None  # (B, C, H/4, W/4)
+    mask_ratios: Tensor | None = None  # (B, 2) w h: unpadded share of the mask features
     has_padding: bool = True  # as in FeaturePyramid
 
 

@@ -9,7 +9,7 @@ from grounding_dino.layers.blocks import FeedForward
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
-from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures
+from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures, mask_ratios
 from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer
 from grounding_dino.structures import FeaturePyramid, Memory, TextFeatures
 
@@ -146,7 +146,8 @@ class DeformableEncoder(nn.Module):
             text = dataclasses.replace(text, embeddings=text_tokens)
         memory = dataclasses.replace(memory, features=tokens)
         if self.mask_features is not None:
-            memory = dataclasses.replace(memory, mask_features=self.mask_features(features, memory))
+            maps = self.mask_features(features, memory)
+            memory = dataclasses.replace(memory, mask_features=maps, mask_ratios=mask_ratios(features))
         return memory, text
 
     def position_embedding(self, features: FeaturePyramid) -> Tensor:

@@ -31,7 +31,9 @@ class MaskFeatures(nn.Module):
         assert features.mask_map is not None, "the input projection makes it where MODEL.MASK_ON is True"
         height, width = features.maps[0].shape[-2:]
         finest = memory.features[:, : height * width].transpose(1, 2).unflatten(-1, (height, width))
-        if self.training or not features.has_padding:
+        # sizes may differ in the map of stride 4 alone, and be equal in all levels
+        differ = features.has_padding or len({mask_size(frame) for frame in features.frames}) > 1
+        if self.training or not differ:
             return self.combine(features.mask_map, finest)
         masks = []
         for i, frame in enumerate(features.frames):
@@ -46,6 +48,14 @@ class MaskFeatures(nn.Module):
         x = mask_map + F.interpolate(finest, size=mask_map.shape[-2:], mode="bilinear", align_corners=False)
         x = self.projection(F.relu(self.output(x)))
         return torch.as_tensor(x)
+
+
+def mask_ratios(features: FeaturePyramid) -> Tensor:
+    """(B, 2) w h: the share of the map of stride 4 that is each picture's own."""
+    assert features.mask_map is not None
+    height, width = features.mask_map.shape[-2:]
+    shares = [(columns / width, rows / height) for rows, columns in map(mask_size, features.frames)]
+    return torch.tensor(shares, dtype=torch.float32, device=features.mask_map.device)
 
 
 def mask_size(frame: tuple[int, int]) -> tuple[int, int]:

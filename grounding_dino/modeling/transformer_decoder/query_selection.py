@@ -122,14 +122,15 @@ class QuerySelection(nn.Module):
             content = selected.detach()
         else:
             content = self.content.weight[: indices.shape[1]].expand(len(indices), -1, -1)
-        references = self.first_boxes(predictions, decoder)
+        references = self.first_boxes(predictions, memory, decoder)
         return Queries(content=content, reference_points=references, padding_mask=padding_mask), predictions
 
-    def first_boxes(self, predictions: Predictions, decoder: DINODecoder) -> Tensor:
+    def first_boxes(self, predictions: Predictions, memory: Memory, decoder: DINODecoder) -> Tensor:
         """(B, Q, 4): the decoder's first boxes, which no gradient passes."""
-        if self.box_of_mask is None or predictions.pred_masks is None:
+        if self.box_of_mask is None or predictions.pred_masks is None or memory.mask_ratios is None:
             return predictions.pred_boxes.detach()
         boxes = self.box_of_mask(predictions.pred_masks.detach() > 0).to(predictions.pred_boxes.dtype)
+        boxes = boxes / memory.mask_ratios.repeat(1, 2)[:, None]  # from shares of the batch's map to the picture's own
         return inverse_sigmoid(boxes, decoder.reference_eps).sigmoid()
 
     def select(self, scores: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:

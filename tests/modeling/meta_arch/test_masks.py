@@ -157,13 +157,21 @@ def test_more_objects_than_denoising_queries(model: nn.Module, masked: MakePictu
 
 @torch.no_grad()
 @pytest.mark.parametrize("padding_counts", [False, True])
-def test_results_do_not_depend_on_the_batch(tiny_mask_cfg: CfgNode, picture: MakePicture, padding_counts: bool) -> None:
+@pytest.mark.parametrize("box_init", ["no", "mask2box", "bitmask"])
+@pytest.mark.parametrize(
+    "sizes", [[(64, 96), (70, 51), (96, 64), (66, 77)], [(65, 65), (69, 69)]], ids=["all levels", "masks alone"]
+)
+def test_results_do_not_depend_on_the_batch(
+    tiny_mask_cfg: CfgNode, picture: MakePicture, sizes: list[tuple[int, int]], box_init: str, padding_counts: bool
+) -> None:
+    """Pictures of 65 and 69 pixels differ in the map of stride 4, not in those of 8 and more."""
+    tiny_mask_cfg.MODEL.QUERY_SELECTION.BOX_INIT = box_init
     tiny_mask_cfg.MODEL.PADDING_MASK_ON = not padding_counts
     tiny_mask_cfg.MODEL.SIZE_DIVISIBILITY = 32
     tiny_mask_cfg.TEST.OBJECT_MASK_THRESHOLD = 0.0
     tiny_mask_cfg.TEST.OVERLAP_THRESHOLD = 0.0
     model = varied(build_model(tiny_mask_cfg)).eval()
-    inputs = [picture(h, w, seed=seed) for seed, (h, w) in enumerate([(64, 96), (70, 51), (96, 64), (66, 77)])]
+    inputs = [picture(h, w, seed=seed) for seed, (h, w) in enumerate(sizes)]
     for sample, together in zip(inputs, model(inputs)):
         (alone,) = model([sample])
         assert set(alone) == {"instances", "panoptic_seg", "sem_seg"}
