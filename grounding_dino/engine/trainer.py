@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
@@ -44,6 +45,7 @@ from grounding_dino.engine.parallel import distribute, gathered, split_parameter
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.engine.writers import WandbWriter, check_wandb
 from grounding_dino.evaluation.build import build_evaluator, check_evaluation
+from grounding_dino.modeling.mask_results import encoded_masks
 
 import torch
 from detectron2.config import CfgNode
@@ -132,7 +134,8 @@ class Trainer(DefaultTrainer):
         register_extra_datasets(cfg.DATASETS.EXTRA)
         precision = _evaluation_precision(cfg)
         device = torch.device(cfg.MODEL.DEVICE).type
-        with gathered(model), torch.autocast(device, precision, enabled=precision is not None):
+        encoded = encoded_masks(model) if evaluators is None else contextlib.nullcontext()
+        with gathered(model), encoded, torch.autocast(device, precision, enabled=precision is not None):
             return super().test(cfg, model, evaluators)
 
     def train(self) -> Any:  # type: ignore[override]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 MASK_FORMATS = ("bitmask", "rle")
 _MAX_CHUNK = 2**24  # pixels of masks in floating point at once: 64 MB
@@ -169,6 +171,21 @@ class MaskResults:
         if self.temperature <= 0 or self.exclusive_classes:
             return class_scores
         return (class_scores / self.temperature).softmax(-1)
+
+
+@contextlib.contextmanager
+def encoded_masks(model: nn.Module) -> Iterator[None]:
+    """Within it a model with masks gives `pred_masks_rle`: what an evaluator needs, without a picture's dense masks."""
+    parts: Any = getattr(model, "module", model)  # distributed training wraps the model
+    masks = getattr(parts, "masks", None)
+    if not isinstance(masks, MaskResults):
+        yield
+        return
+    parts.masks = dataclasses.replace(masks, mask_format="rle")
+    try:
+        yield
+    finally:
+        parts.masks = masks
 
 
 def _compete(candidates: Tensor, scores: Tensor, masks: PicturedMasks) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
