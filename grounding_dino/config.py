@@ -31,10 +31,10 @@ def _add_model(cfg: CN) -> None:
     # Pad pictures to the batch's largest before the backbone also at inference, as the authors do; then a
     # picture's result depends on its batch. Training always pads first.
     cfg.MODEL.PAD_BEFORE_BACKBONE_ON = False
-    # A picture is padded to a multiple of this many pixels before the backbone (0: not at all), and whether such
-    # padding is masked. False: it counts as picture and boxes are relative to the padded size, as in Mask DINO.
-    cfg.MODEL.SIZE_DIVISIBILITY = 0
+    # Whether padding is masked. False: it counts as picture and boxes are relative to the padded size, as in Mask DINO;
+    # then a picture is padded to a multiple of SIZE_DIVISIBILITY pixels before the backbone (0: not at all).
     cfg.MODEL.PADDING_MASK_ON = True
+    cfg.MODEL.SIZE_DIVISIBILITY = 0
     cfg.MODEL.WEIGHTS_IGNORE = []  # regular expressions of checkpoint keys (in our names) not to load
     cfg.MODEL.WARM_START_ON = False  # a training takes what fits from MODEL.WEIGHTS and lists the rest; else an error
     # Where the weights of this config are published, and what they score; informative only.
@@ -287,7 +287,8 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: share of its mask that a segment must win
     cfg.TEST.CLASS_TEMPERATURE = 0.06  # softmax over sigmoid scores in panoptic and semantic results; 0: none
     cfg.TEST.MASK_SCORE_ON = True  # instance scores times the mean probability inside the mask
-    cfg.TEST.MASK_FORMAT = "bitmask"  # of Instances: pred_masks; or "rle": pred_masks_rle, encoded in chunks
+    # Of Instances: "bitmask" gives pred_masks, "rle" pred_masks_rle, encoded in chunks, as evaluations always have them.
+    cfg.TEST.MASK_FORMAT = "bitmask"
     cfg.TEST.PANOPTIC_FILES_ON = False  # write panoptic results in COCO's format (json and PNGs) below OUTPUT_DIR
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST

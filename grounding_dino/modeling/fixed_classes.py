@@ -73,10 +73,17 @@ def fixed_classes(cfg: CfgNode) -> FixedClasses | None:
     """The classes of a model without text; None where text names them. Names and things come from the data sets.
 
     Raises:
-        ValueError: MODEL.CLASS_HEAD.CATEGORY_IDS lists a column that the head does not have, or one twice.
+        ValueError: MODEL.CLASS_HEAD.CATEGORY_IDS lists a column that the head does not have, or one twice; or options
+            that do not go with text, or with fixed classes.
     """
     if cfg.MODEL.TEXT_ENCODER.NAME:
+        _check_no_class_options(cfg)
         return None
+    if cfg.MODEL.CLASS_HEAD.NAME == "TokenContrast":
+        raise ValueError(
+            "MODEL.CLASS_HEAD.NAME is 'TokenContrast', which compares with text, but MODEL.TEXT_ENCODER.NAME is empty; "
+            "set CLASS_HEAD.NAME 'Linear' and CLASS_HEAD.NUM_CLASSES, or name a text encoder"
+        )
     exclusive = cfg.MODEL.LOSS.CLASS == "cross_entropy"
     num_classes = num_class_columns(cfg) - exclusive
     columns = tuple(cfg.MODEL.CLASS_HEAD.CATEGORY_IDS) or tuple(range(num_classes))
@@ -85,8 +92,28 @@ def fixed_classes(cfg: CfgNode) -> FixedClasses | None:
             f"MODEL.CLASS_HEAD.CATEGORY_IDS has {len(columns)} entries from {min(columns)} to {max(columns)}, but they "
             f"have to be different columns of a head of {num_classes} (MODEL.CLASS_HEAD.NUM_CLASSES)"
         )
+    rows = cfg.MODEL.DENOISING.NUM_LABELS
+    if cfg.MODEL.DENOISING.ENABLED_ON and rows <= max(columns):
+        raise ValueError(
+            f"MODEL.DENOISING.NUM_LABELS is {rows}, but labels run to column {max(columns)} of the class head; set it "
+            f"to {num_classes} (MODEL.CLASS_HEAD.NUM_CLASSES), or DENOISING.ENABLED_ON False"
+        )
     names, things = _said_by_data_sets(cfg, len(columns))
     return FixedClasses(columns, exclusive, things, cfg.MODEL.LOSS.BOXES_OF_STUFF_ON, names)
+
+
+def _check_no_class_options(cfg: CfgNode) -> None:
+    """See that a model with text does not ask for what only fixed classes have."""
+    for key, value, of_classes, of_text in (
+        ("CLASS_HEAD.NAME", cfg.MODEL.CLASS_HEAD.NAME, "Linear", "TokenContrast"),
+        ("LOSS.CLASS", cfg.MODEL.LOSS.CLASS, "cross_entropy", "focal"),  # the last token is not "no object"
+        ("LOSS.BOXES_OF_STUFF_ON", cfg.MODEL.LOSS.BOXES_OF_STUFF_ON, False, True),  # all that text names is a thing
+    ):
+        if value == of_classes:
+            raise ValueError(
+                f"MODEL.{key} is {value!r}, which needs fixed classes, but MODEL.TEXT_ENCODER.NAME is "
+                f"{cfg.MODEL.TEXT_ENCODER.NAME!r}; set {key} {of_text!r}, or TEXT_ENCODER.NAME ''"
+            )
 
 
 def _said_by_data_sets(cfg: CfgNode, count: int) -> tuple[tuple[str, ...], frozenset[int] | None]:

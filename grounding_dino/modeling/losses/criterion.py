@@ -63,11 +63,16 @@ class SetCriterion(nn.Module):
             mask_losses: None without masks.
 
         Raises:
-            ValueError: an unknown class loss.
+            ValueError: an unknown class loss, or a cross-entropy in which a picture without objects has no weight.
         """
         super().__init__()
         if class_loss not in CLASS_LOSSES:
             raise ValueError(f"unknown MODEL.LOSS.CLASS {class_loss!r}; choose from {CLASS_LOSSES}")
+        if class_loss == "cross_entropy" and no_object_weight <= 0:
+            raise ValueError(
+                f"MODEL.LOSS.NO_OBJECT_WEIGHT is {no_object_weight}; give more than 0, such as 0.1: the mean over "
+                "queries is weighted by it, and would be 0 / 0 without objects"
+            )
         self.matcher = matcher
         self.weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight}
         self.class_loss = class_loss

@@ -46,6 +46,17 @@ class MaskLosses:
     def __init__(
         self, mask_weight: float, dice_weight: float, num_points: int, oversample_ratio: float, importance_ratio: float
     ) -> None:
+        """Options as in :func:`uncertain_points`.
+
+        Raises:
+            ValueError: there are no points, or fewer candidates than points to take of them.
+        """
+        if num_points < 1 or not 0 <= importance_ratio <= min(1.0, oversample_ratio):
+            raise ValueError(
+                f"MODEL.LOSS has NUM_POINTS {num_points}, OVERSAMPLE_RATIO {oversample_ratio} and "
+                f"IMPORTANCE_SAMPLE_RATIO {importance_ratio}; give at least one point, and a share from 0 to 1 that is "
+                "not above OVERSAMPLE_RATIO"
+            )
         self.weights = {"mask": mask_weight, "dice": dice_weight}
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio

@@ -157,7 +157,16 @@ class LearnedQueries(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read MODEL.QUERY_SELECTION.NUM_QUERIES."""
+        """Read MODEL.QUERY_SELECTION.NUM_QUERIES.
+
+        Raises:
+            ValueError: boxes of masks are asked for, which come from selected tokens.
+        """
+        if cfg.MODEL.QUERY_SELECTION.BOX_INIT != "no":
+            raise ValueError(
+                f"MODEL.QUERY_SELECTION.BOX_INIT is {cfg.MODEL.QUERY_SELECTION.BOX_INIT!r}, but LearnedQueries learn "
+                "their first boxes; set it to 'no', or NAME 'TopTokens'"
+            )
         return {"embed_dim": cfg.MODEL.EMBED_DIM, "num_queries": cfg.MODEL.QUERY_SELECTION.NUM_QUERIES}
 
     def forward(

@@ -248,12 +248,46 @@ def test_a_mask_head_needs_a_map_of_stride_4(tiny_mask_cfg: CfgNode) -> None:
         ("DENOISING.BOX_NOISE", "all", "BOX_NOISE 'all'"),
         ("CLASS_HEAD.NUM_CLASSES", 0, "NUM_CLASSES is 0"),
         ("CLASS_HEAD.CATEGORY_IDS", [1, 7], "CATEGORY_IDS has 2 entries from 1 to 7"),
+        ("CLASS_HEAD.NAME", "TokenContrast", "'TokenContrast', which compares with text, but MODEL.TEXT_ENCODER.NAME"),
+        ("DENOISING.NUM_LABELS", 4, "NUM_LABELS is 4, but labels run to column 4 .*; set it to 5"),
+        ("LOSS.OVERSAMPLE_RATIO", 0.5, "OVERSAMPLE_RATIO 0.5 and IMPORTANCE_SAMPLE_RATIO 0.75"),
+        ("LOSS.NUM_POINTS", 0, "NUM_POINTS 0"),
     ],
 )
 def test_options_that_do_not_exist(tiny_mask_cfg: CfgNode, key: str, value: Any, message: str) -> None:
     tiny_mask_cfg.merge_from_list([f"MODEL.{key}", value])
     with pytest.raises(ValueError, match=message):
         build_model(tiny_mask_cfg)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (("LOSS.CLASS", "cross_entropy"), ("LOSS.NO_OBJECT_WEIGHT", 0.0), "NO_OBJECT_WEIGHT is 0.0; give more than 0"),
+        (
+            ("QUERY_SELECTION.NAME", "LearnedQueries"),
+            ("QUERY_SELECTION.BOX_INIT", "mask2box"),
+            "BOX_INIT is 'mask2box', but LearnedQueries learn",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other(
+    tiny_mask_cfg: CfgNode, one: tuple[str, Any], other: tuple[str, Any], message: str
+) -> None:
+    for key, value in (one, other):
+        tiny_mask_cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_mask_cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("CLASS_HEAD.NAME", "Linear"), ("LOSS.CLASS", "cross_entropy"), ("LOSS.BOXES_OF_STUFF_ON", False)],
+)
+def test_options_of_fixed_classes_with_text(tiny_cfg: CfgNode, key: str, value: Any) -> None:
+    tiny_cfg.merge_from_list([f"MODEL.{key}", value, "MODEL.CLASS_HEAD.NUM_CLASSES", 5])
+    with pytest.raises(ValueError, match=f"MODEL.{key} is {value!r}, which needs fixed classes"):
+        build_model(tiny_cfg)
 
 
 def test_text_asked_of_fixed_classes(model: nn.Module, picture: MakePicture) -> None:
