@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from numpy.typing import NDArray
 Size = tuple[int, int]  # height, width
 
 _MOST_BITS = 60  # of a run length in a compressed RLE
+_ALPHABET = bytes(range(48, 112))  # of compressed RLE: groups of five bits,
+_FIRST_OPEN = 80  # from which on another group of the same value follows
+_MOST_GROUPS = 7  # of a value in masks that are read together
+_AT_ONCE = 1000  # masks whose runs are read together
 
 
 def transformed_mask(segmentation: Any, transforms: T.TransformList, size: Size, new_size: Size) -> NDArray[np.bool_]:
@@ -65,13 +70,18 @@ def _bit_mask(segmentation: Any, size: Size) -> NDArray[np.uint8]:
     return (mask != 0).astype(np.uint8)
 
 
-def rle_fault(rle: Any, height: int, width: int) -> str | None:
+def rle_fault(rle: Any, height: int, width: int, filled: int | None = None) -> str | None:
     """What is wrong with an RLE of a picture of that size, in words; None where nothing is.
 
     pycocotools leaves the pixels after the last run undefined where the runs are too short.
+
+    Args:
+        filled: what :func:`filled_pixels` says of it; if that is all of the picture, runs are not read again.
     """
     if list(rle.get("size") or ()) != [height, width]:
         return f"an RLE has the size {rle.get('size')}, but its picture is {[height, width]} (height, width)"
+    if filled == height * width:
+        return None
     counts = rle.get("counts")
     if isinstance(counts, str):
         counts = counts.encode()
@@ -113,3 +123,54 @@ def _compressed_runs(counts: bytes) -> list[int]:
     if shift:
         raise ValueError("the 'counts' of an RLE break off within a run")
     return runs
+
+
+def filled_pixels(segmentations: Sequence[Any]) -> list[int | None]:
+    """Of many segmentations, how many pixels the runs of each compressed RLE fill; None of all others.
+
+    None as well where something is unusual, so that one has to ask :func:`rle_fault`. Reading the runs of a thousand
+    masks together is several times as fast as one mask after the other.
+    """
+    filled: list[int | None] = [None] * len(segmentations)
+    texts = {
+        place: text
+        for place, segmentation in enumerate(segmentations)
+        if isinstance(segmentation, dict) and (text := _whole_counts(segmentation.get("counts")))
+    }
+    places = list(texts)
+    for start in range(0, len(places), _AT_ONCE):
+        part = places[start : start + _AT_ONCE]
+        for place, pixels in zip(part, _sums_of_runs([texts[place] for place in part])):
+            filled[place] = pixels if pixels >= 0 else None
+    return filled
+
+
+def _whole_counts(counts: Any) -> bytes:
+    """The `counts` of an RLE if they are in COCO's compressed form and do not break off within a run, else nothing."""
+    if isinstance(counts, str) and counts.isascii():
+        counts = counts.encode()
+    if not isinstance(counts, bytes) or not counts or counts.translate(None, _ALPHABET) or counts[-1] >= _FIRST_OPEN:
+        return b""
+    return counts
+
+
+def _sums_of_runs(texts: Sequence[bytes]) -> list[int]:
+    """The sum of the runs of each of :func:`_whole_counts` (see _compressed_runs); -1 where one is below 0 or huge."""
+    codes = np.frombuffer(b"".join(texts), dtype=np.uint8) - 48
+    last = np.flatnonzero(codes < 32)  # group of each value
+    first = np.concatenate([[0], last[:-1] + 1])
+    groups = last - first + 1
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(first, groups))
+    values = np.add.reduceat((codes & 31).astype(np.int64) << shifts, first)
+    values -= np.where(codes[last] & 16, np.int64(1) << 5 * groups, 0)
+
+    ends = np.searchsorted(last, np.cumsum([len(text) for text in texts]))  # of the texts among the values
+    starts = np.concatenate([[0], ends[:-1]])
+    start_of = np.repeat(starts, ends - starts)
+    place = np.arange(len(values)) - start_of
+    sums = np.zeros(len(values) + 1, dtype=np.int64)  # of every second value up to each; the last stays 0
+    sums[:-1:2], sums[1:-1:2] = values[::2].cumsum(), values[1::2].cumsum()
+    # Overflow does no harm: differences are right modulo 2^64, and those of huge values are not used.
+    runs = np.where(place == 0, values, sums[:-1] - sums[start_of - place % 2])
+    odd = (np.minimum.reduceat(runs, starts) < 0) | (np.maximum.reduceat(groups, starts) > _MOST_GROUPS)
+    return np.where(odd, -1, np.add.reduceat(runs, starts)).tolist()

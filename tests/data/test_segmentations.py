@@ -1,5 +1,5 @@
 import grounding_dino  # noqa: F401  (makes detectron2 importable)
-from grounding_dino.data.segmentations import rle_fault, transformed_mask
+from grounding_dino.data.segmentations import filled_pixels, rle_fault, transformed_mask
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -121,3 +121,28 @@ def test_a_compressed_rle_that_is_cut_off_is_an_error(mask):
 def test_what_is_no_segmentation_of_the_picture_is_an_error(segmentation, message):
     with pytest.raises(ValueError, match=message):
         transformed_mask(segmentation, T.TransformList([]), (HEIGHT, WIDTH), (HEIGHT, WIDTH))
+
+
+def test_reading_many_masks_at_once_finds_what_reading_each_does():
+    draws = np.random.default_rng(0)
+    masks = [(draws.random(draws.integers(1, 40, 2)) < draws.random()).astype(np.uint8) for _ in range(1100)]
+    good = [_compressed(mask) for mask in masks]
+    for rle in good[1::2]:
+        rle["counts"] = rle["counts"].encode()
+    assert filled_pixels(good) == [mask.size for mask in masks]
+
+    too_short = {**good[0], "counts": good[0]["counts"][:-1] or "0"}
+    strange = ["", "o", "~", "\u00e9", b"\xff", "o" * 40 + "0", [3, 4], None, "o" * 7 + "0"]
+    bad = [{"size": [5, 5], "counts": counts} for counts in strange]
+    others = [[[1, 2, 3, 4, 5, 6]], None, 7]
+    mixed = [good[2], *bad, good[3], *others, too_short, good[4]]
+    found = filled_pixels(mixed)
+    assert found == [masks[2].size, *[None] * 9, masks[3].size, *[None] * 3, found[-2], masks[4].size]
+    assert found[-2] != masks[0].size
+    assert filled_pixels([{"size": [7, 100], "counts": _negative(700, 100)}]) == [None]
+
+
+def _negative(first, second):
+    """Runs `first` and -`second`, compressed: groups of five bits, the lowest first."""
+    groups = [value >> shift & 31 | (32 if shift < 10 else 0) for value in (first, -second) for shift in (0, 5, 10)]
+    return bytes(48 + group for group in groups)

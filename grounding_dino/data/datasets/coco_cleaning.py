@@ -11,11 +11,11 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from grounding_dino.data.segmentations import rle_fault
+from grounding_dino.data.segmentations import filled_pixels, rle_fault
 from grounding_dino.text.prompt import name_fault, normalised_name
 from grounding_dino.text.tokenizer import build_tokenizer
 
@@ -259,7 +259,7 @@ def _clean_annotations(
     annotations: list[Record], images: dict[int | str, Record], category_ids: set[int], report: CleaningReport
 ) -> list[Record]:
     kept: list[Record] = []
-    seen: set[Any] = set()
+    filled = filled_pixels([annotation.get("segmentation") for annotation in annotations])
     for index, annotation in enumerate(annotations):
         example = f"annotation {annotation.get('id', f'at place {index}')!r} of picture {annotation.get('image_id')!r}"
         number = annotation.get("category_id")
@@ -273,8 +273,8 @@ def _clean_annotations(
                 report.note('took ids that are text for numbers, or the other way ("7" and 7)', example)
             repaired = clean_box({**annotation, "category_id": category}, image, example, report)
             if repaired is not None:
-                kept.append(_clean_fields(repaired, image, example, report))
-    return _distinct_ids(kept, seen, report)
+                kept.append(_clean_fields(repaired, image, example, report, filled[index]))
+    return _distinct_ids(kept, report)
 
 
 def lookup(images: Mapping[int | str, Record], number: object) -> Record | None:
@@ -336,7 +336,9 @@ def clean_box(annotation: Record, image: Record, example: str, report: CleaningR
     return {**annotation, "bbox": [left, top, right - left, bottom - top]}
 
 
-def _clean_fields(annotation: Record, image: Record, example: str, report: CleaningReport) -> Record:
+def _clean_fields(
+    annotation: Record, image: Record, example: str, report: CleaningReport, filled: int | None
+) -> Record:
     """The annotation with its picture's id, `area`, `iscrowd` and, if any, a usable `segmentation`."""
     repaired = {**annotation, "image_id": image["id"]}
     if repaired.get("iscrowd") not in (0, 1):
@@ -349,23 +351,26 @@ def _clean_fields(annotation: Record, image: Record, example: str, report: Clean
         report.note("filled in 'area' from the box", example)
         repaired["area"] = float(repaired["bbox"][2] * repaired["bbox"][3])
     segmentation = repaired.pop("segmentation", None)
-    usable = clean_segmentation(segmentation, image, example, report)
+    usable = clean_segmentation(segmentation, image, example, report, filled)
     if usable:
         repaired["segmentation"] = usable
     return repaired
 
 
 def clean_segmentation(
-    segmentation: object, image: Record, example: str, report: CleaningReport
+    segmentation: object, image: Record, example: str, report: CleaningReport, filled: int | None = None
 ) -> list[list[float]] | Record | None:
-    """The polygons with at least three corners, or the RLE if it fills the picture; None if nothing is left."""
+    """The polygons with at least three corners, or the RLE if it fills the picture; None if nothing is left.
+
+    `filled` is what :func:`filled_pixels` says of it, where that was asked for many at once, which is faster.
+    """
     fault = ""
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
         if polygons:
             return polygons
     elif isinstance(segmentation, dict):
-        fault = rle_fault(segmentation, image["height"], image["width"]) or ""
+        fault = rle_fault(segmentation, image["height"], image["width"], filled) or ""
         if not fault:
             return segmentation
     if segmentation:
@@ -374,17 +379,12 @@ def clean_segmentation(
 
 
 def _is_polygon(polygon: object) -> bool:
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(is_number(value) for value in polygon)
-    )
+    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(is_number, polygon))
 
 
-def _distinct_ids(annotations: Iterable[Record], seen: set[Any], report: CleaningReport) -> list[Record]:
+def _distinct_ids(annotations: Sequence[Record], report: CleaningReport) -> list[Record]:
     """Annotations with positive ids of their own: pycocotools takes id 0 for "unmatched" and merges equal ids."""
-    annotations = list(annotations)
+    seen: set[int] = set()
     next_id = 1 + max((a["id"] for a in annotations if is_integer(a.get("id"))), default=0)
     result = []
     for index, annotation in enumerate(annotations):
