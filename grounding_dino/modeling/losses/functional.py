@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MAX_CHUNK = 2**24  # elements of masks in floating point at once
-
 
 def sigmoid_focal_loss(
     logits: Tensor, targets: Tensor, valid: Tensor | None = None, alpha: float = 0.25, gamma: float = 2.0
@@ -49,15 +47,24 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     """Values in [0, 1] of bool masks (N, H, W) at points (N, P, 2), or (1, P, 2) for all: (N, P).
 
-    A few masks at a time: in floating point all of a dense picture's would take gigabytes.
+    As :func:`point_sample`, but each point's four cells are looked up: a dense picture's masks in floating point would
+    take gigabytes, and their conversion most of the time of a loss.
     """
-    step = max(1, _MAX_CHUNK // max(1, masks[:1].numel()))
-    if len(points) == 1:
-        chunks = [point_sample(part[None], points)[0] for part in masks.split(step)]
-    else:
-        parts = zip(masks.split(step), points.split(step))
-        chunks = [point_sample(part[:, None], where)[:, 0] for part, where in parts]
-    return torch.cat(chunks) if chunks else points.new_zeros(0, points.shape[1])
+    height, width = masks.shape[-2:]
+    place = as_float32_at_least(points) * points.new_tensor([width, height]) - 0.5
+    cell = place.floor()
+    share = place - cell  # of the right and lower neighbours
+    total = share.new_zeros(len(masks), points.shape[1])
+    cells = masks.flatten(1)
+    for right in (0, 1):
+        for below in (0, 1):
+            x, y = (cell + cell.new_tensor([right, below])).unbind(-1)
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
+            found = cells[:, index[0]] if len(points) == 1 else cells.gather(1, index)
+            weight = (share[..., 0] if right else 1 - share[..., 0]) * (share[..., 1] if below else 1 - share[..., 1])
+            total += found * (weight * inside)
+    return total
 
 
 @torch.no_grad()

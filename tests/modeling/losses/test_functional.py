@@ -1,4 +1,4 @@
-from grounding_dino.modeling.losses.functional import sigmoid_focal_loss
+from grounding_dino.modeling.losses.functional import point_sample, sample_masks, sigmoid_focal_loss
 
 import pytest
 import torch
@@ -42,3 +42,14 @@ def test_half_precision_is_computed_in_float32() -> None:
     loss = sigmoid_focal_loss(logits, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, sigmoid_focal_loss(logits.float(), targets))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_are_sampled_as_maps_are(shared: bool) -> None:
+    """Cells looked up one by one against the interpolation of the map in floating point, borders included."""
+    torch.manual_seed(0)
+    masks = torch.rand(3, 5, 7) > 0.5
+    points = torch.rand(1 if shared else 3, 200, 2) * 1.2 - 0.1
+    expected = point_sample(masks[:, None].float(), points.expand(3, -1, -1))[:, 0]
+    torch.testing.assert_close(sample_masks(masks, points), expected, atol=1e-5, rtol=0)
+    assert sample_masks(masks[:0], points[:0] if not shared else points).shape == (0, 200)
