@@ -137,21 +137,10 @@ class GroundingPredictor:
         if not pictures:
             return []
         inputs = [{**self.prepare(picture), **prompt} for picture, prompt in zip(pictures, prompts)]
-        results: list[Any] = []
-        for answer, prompt in zip(self._answers(inputs), prompts):
-            names = prompt.get("categories", self.classes)
-            result: dict[str, Any] = {}
-            if "instances" in answer:
-                found = answer["instances"]
-                found = found[found.scores > box_threshold].to("cpu")
-                if names is None:
-                    result["instances"] = self._name_phrases(found, prompt["caption"], text_threshold)
-                else:
-                    result["instances"] = _name_categories(found, names, best_label_only)
-            segments = _segments_on_cpu(answer)
-            results.append(
-                {**result, **segments, "class_names": list(names or ())} if segments else result["instances"]
-            )
+        results = [
+            self._result(answer, prompt, box_threshold, text_threshold, best_label_only)
+            for answer, prompt in zip(self._answers(inputs), prompts)
+        ]
         return results[0] if single else results
 
     def check_prompt(
@@ -202,6 +191,27 @@ class GroundingPredictor:
         resized = transform.apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
+
+    def _result(
+        self,
+        answer: dict[str, Any],
+        prompt: dict[str, Any],
+        box_threshold: float,
+        text_threshold: float,
+        best_label_only: bool,
+    ) -> Any:
+        """What a call returns for one picture, from the model's answer."""
+        names = prompt.get("categories", self.classes)
+        result: dict[str, Any] = {}
+        if "instances" in answer:
+            found = answer["instances"]
+            found = found[found.scores > box_threshold].to("cpu")
+            if names is None:
+                result["instances"] = self._name_phrases(found, prompt["caption"], text_threshold)
+            else:
+                result["instances"] = _name_categories(found, names, best_label_only)
+        segments = _segments_on_cpu(answer)
+        return {**result, **segments, "class_names": list(names or ())} if segments else result["instances"]
 
     def _name_phrases(self, found: Instances, caption: str, text_threshold: float) -> Instances:
         encoder: Any = self.model.text_encoder

@@ -40,7 +40,8 @@ def postprocess_picture(
         `instances`; with masks those of `instances`, `panoptic_seg` and `sem_seg` that are asked for, in Detectron2's
         form. With classes or categories, `instances` are the best (query, category) pairs over all prompts, with
         `pred_classes` the index into the classes or `inputs["categories"]`; where the names took several prompts there
-        are also `candidates`, the best pairs of every prompt, for measures without a limit per picture (fixed AP).
+        are also `candidates`, the best pairs of every prompt, for measures without a limit per picture (fixed AP), with
+        their masks encoded (`pred_masks_rle`).
         Where the categories are `referring` expressions, `instances` are the best pairs of each prompt, scored as
         `token_score` of the inputs says. With a caption and `phrases`: the best queries of each phrase, which
         `pred_classes` names. With a caption alone: one detection a query, scored by its best token, with that query's
@@ -62,7 +63,9 @@ def postprocess_picture(
         for name, instances in _detections(found, inputs, size, detections_per_image).items():
             if masks.panoptic and isinstance(found[0][0], FixedClasses):
                 instances = instances[_are_things(instances.pred_classes, found[0][0].thing_indices())]
-            results[name] = masks.instances(instances, pictured)
+            # those of all prompts, which only measures read, would take gigabytes as bit masks
+            form = dataclasses.replace(masks, mask_format="rle") if name == "candidates" else masks
+            results[name] = form.instances(instances, pictured)
     if masks.panoptic or masks.semantic:
         scores = _joint_scores(found)
         if scores.isnan().any() or pictured.logits.isnan().any():  # would end as segments that are not there

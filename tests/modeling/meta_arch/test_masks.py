@@ -215,12 +215,18 @@ def test_half_weights(model: nn.Module, picture: MakePicture) -> None:
     assert found["instances"].scores.isfinite().all() and found["instances"].pred_masks.dtype == torch.bool
 
 
-def test_grounded_masks(tiny_cfg: CfgNode, masked: MakePicture) -> None:
-    """Text and masks in one model: masks of what the categories name."""
+@pytest.fixture
+def grounded_cfg(tiny_cfg: CfgNode) -> CfgNode:
+    """Text and masks in one model."""
     tiny_cfg.MODEL.MASK_ON = True
     tiny_cfg.MODEL.SWIN.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
     tiny_cfg.MODEL.MASK_HEAD.IN_FEATURE = "stage1"
-    model = varied(build_model(tiny_cfg)).train()
+    return tiny_cfg
+
+
+def test_grounded_masks(grounded_cfg: CfgNode, masked: MakePicture) -> None:
+    """Masks of what the categories name."""
+    model = varied(build_model(grounded_cfg)).train()
     losses = model([masked(64, 80, BOXES, [1, 0], categories=["cat", "red dog"])])
     assert {"loss_mask", "loss_dice_0", "loss_mask_denoising"} <= set(losses)
     assert "loss_mask_encoder" not in losses  # its proposals have heads of their own, without masks
@@ -230,6 +236,19 @@ def test_grounded_masks(tiny_cfg: CfgNode, masked: MakePicture) -> None:
         found = model.eval()([masked(64, 80, BOXES, [1, 0], categories=["cat", "red dog"])])[0]["instances"]
         captioned = model([masked(64, 80, BOXES, [1, 0], caption="a red dog")])[0]["instances"]
     assert found.pred_masks.shape == (len(found), 64, 80) and captioned.pred_masks.shape == (len(captioned), 64, 80)
+
+
+@torch.no_grad()
+def test_grounded_masks_of_several_prompts(grounded_cfg: CfgNode, picture: MakePicture) -> None:
+    """Candidates of all prompts have masks too, but encoded: a long list of names would take gigabytes."""
+    grounded_cfg.TEST.CATEGORIES_PER_PROMPT = 2
+    grounded_cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    model = varied(build_model(grounded_cfg)).eval()
+    (found,) = model([picture(64, 80, categories=["cat", "red dog", "bird", "cow", "pig"])])
+    instances, candidates = found["instances"], found["candidates"]
+    assert (len(instances), len(candidates)) == (10, 30) and not candidates.has("pred_masks")
+    assert torch.equal(instances.pred_masks, candidates.pred_masks_rle[:10].decode())
+    assert instances.pred_masks.any() and candidates.pred_classes.unique().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_mask_head_needs_a_map_of_stride_4(tiny_mask_cfg: CfgNode) -> None:
