@@ -26,6 +26,7 @@ NEEDED = (
     "grounding_dino/py.typed",
     "grounding_dino/assets/bert-base-uncased-vocab.txt",
     "grounding_dino/assets/shapes_tiny.safetensors",
+    "grounding_dino/assets/shapes_tiny_panoptic.safetensors",
     "grounding_dino/configs/Base-GroundingDINO.yaml",
     "grounding_dino/configs/grounding_dino/shapes_tiny.yaml",
     "grounding_dino/compat/detectron2/__init__.py",
