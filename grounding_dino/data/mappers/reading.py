@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from grounding_dino.data.mappers.own_text import flat
+
 import numpy as np
 import torch
 from detectron2.data import detection_utils as utils
@@ -79,7 +81,7 @@ class PictureReader:
         if labels is not None and labels.shape != image.shape[:2]:
             raise ValueError(
                 f"{path} is {labels.shape[0]} x {labels.shape[1]} (h x w), but the picture that it labels "
-                f"{image.shape[0]} x {image.shape[1]}; correct one of the files"
+                f"{image.shape[0]} x {image.shape[1]}; correct one of the files (or the picture's EXIF orientation)"
             )
         return labels
 
@@ -143,4 +145,18 @@ def transformed(
     """A picture (and its label map, as `sem_seg`) after augmentations, and what they were."""
     pixels = T.AugInput(image, sem_seg=labels)
     transforms = augmentations(pixels)
+    if labels is not None and labels.dtype != np.uint8:
+        pixels.sem_seg = _moved_labels(labels, transforms)
     return pixels, transforms
+
+
+def _moved_labels(labels: np.ndarray, transforms: T.TransformList) -> np.ndarray:
+    """Labels (H, W) that are no bytes; Detectron2 resizes such by up to half a pixel beside their picture."""
+    for transform in flat(transforms):
+        if isinstance(transform, T.ResizeTransform):
+            whole = Image.fromarray(labels.astype(np.int32))
+            resized = whole.resize((transform.new_w, transform.new_h), Image.Resampling.NEAREST)
+            labels = np.asarray(resized).astype(labels.dtype)
+        else:
+            labels = transform.apply_segmentation(labels)
+    return labels

@@ -117,6 +117,20 @@ def test_more_segments_than_a_byte_counts_keep_their_pixels(tmp_path, panoptic):
         np.testing.assert_array_equal(instances.gt_masks.tensor[place].numpy(), _moved(ids == place + 1))
 
 
+@pytest.mark.parametrize("height", [7, 13, 33])
+def test_many_segments_are_resized_as_few_are(panoptic, ids, height):
+    """Beyond 255 labels are no bytes, which Detectron2 would resize beside their picture."""
+    resize = (T.ResizeTransform(HEIGHT, WIDTH, height, 21), T.HFlipTransform(21))
+    few = _panoptic_mapper(*resize)(panoptic)["instances"].gt_masks.tensor
+    corner = np.arange(15 * 18).reshape(15, 18)[::-1] + 1000  # far more segments in the place of no object's
+    many = np.where(ids == 0, 1, ids)
+    many[:15, 12:] = corner
+    write_panoptic_map(panoptic["pan_seg_file_name"], many)
+    infos = [{"id": int(n), "category_id": 81, "isthing": False} for n in np.unique(many) if n not in IDS]
+    found = _panoptic_mapper(*resize)({**panoptic, "segments_info": [*panoptic["segments_info"], *infos]})
+    np.testing.assert_array_equal(found["instances"].gt_masks.tensor[0], few[0])
+
+
 def test_ids_that_do_not_match_are_an_error_that_names_the_file_and_the_id(panoptic):
     lacking = {**panoptic, "segments_info": panoptic["segments_info"][1:]}
     with pytest.raises(ValueError, match=r"a_panoptic.png' has pixels of the segment 300"):
