@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,13 @@ class MaskResults:
             raise ValueError(f"unknown TEST.MASK_FORMAT {self.mask_format!r}; choose from {MASK_FORMATS}")
         if not (self.instance or self.panoptic or self.semantic):
             raise ValueError("the model is to give no result: set TEST.INSTANCE_ON, PANOPTIC_ON or SEMANTIC_ON True")
+        for name in ("object_mask_threshold", "overlap_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"TEST.{name.upper()} is {getattr(self, name)}, but it is a share: give 0 to 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"TEST.CLASS_TEMPERATURE is {self.temperature}; give a positive number, or 0 for no softmax"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MaskResults:
@@ -138,13 +145,15 @@ class MaskResults:
         result = torch.zeros(masks.size, dtype=torch.int32, device=winner.device)
         segments: list[dict[str, Any]] = []
         stuff: dict[int, int] = {}
-        for index, query in enumerate(candidates.tolist()):
-            won = winner == index
-            visible = won & (probability >= 0.5)
-            area, own = int(won.sum()), int(own_area[index])
-            if own == 0 or area / own < self.overlap_threshold or not bool(visible.any()):
+        # counted for all at once: the host waits for the device a few times, not a few times for each candidate
+        shown = winner.where(probability >= 0.5, -1)
+        count = len(candidates) + 1  # with -1, for none
+        counts = (torch.bincount(place.flatten() + 1, minlength=count)[1:].tolist() for place in (winner, shown))
+        numbers = zip(*counts, own_area.tolist(), labels[candidates].tolist())
+        for index, (area, shown_area, own, category) in enumerate(numbers):
+            if own == 0 or area / own < self.overlap_threshold or shown_area == 0:
                 continue
-            category = int(labels[query])
+            visible = shown == index
             if category not in things and category in stuff:
                 result[visible] = stuff[category]
                 continue
@@ -188,21 +197,21 @@ def encoded_masks(model: nn.Module) -> Iterator[None]:
         parts.masks = masks
 
 
-def _compete(candidates: Tensor, scores: Tensor, masks: PicturedMasks) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+def _compete(candidates: Tensor, scores: Tensor, masks: PicturedMasks) -> tuple[Tensor, Tensor, Tensor]:
     """Which candidate has each pixel (H, W; -1 without any), its mask's probability there, and each one's own area."""
     device = candidates.device
     best = torch.zeros(masks.size, device=device)
     winner = torch.full(masks.size, -1, dtype=torch.int64, device=device)
     probability = torch.zeros(masks.size, device=device)
-    areas: list[Tensor] = []
+    areas = [candidates[:0]]
     first = 0
     for part, logits in masks.chunks(candidates):
         inside = logits.sigmoid()
-        areas += (inside >= 0.5).sum(dim=(1, 2))
+        areas.append((inside >= 0.5).sum(dim=(1, 2)))
         value, index = (scores[part][:, None, None] * inside).max(dim=0)
         better = value > best
         best = torch.where(better, value, best)
         winner = torch.where(better, index + first, winner)
         probability = torch.where(better, inside.gather(0, index[None])[0], probability)
         first += len(part)
-    return winner, probability, areas
+    return winner, probability, torch.cat(areas)

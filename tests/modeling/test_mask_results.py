@@ -54,6 +54,12 @@ def test_panoptic(stored: dict[str, Tensor], case: str, options: dict[str, Any])
     assert rows == stored[f"panoptic_{case}_segments"].tolist()
 
 
+def test_panoptic_without_candidates(stored: dict[str, Tensor]) -> None:
+    scores = torch.zeros_like(stored["mask_cls"])
+    segments, info = MaskResults(panoptic=True).panoptic_segments(scores, pictured(stored), THINGS)
+    assert segments.shape == SIZE and not segments.any() and info == []
+
+
 @pytest.mark.parametrize(
     ("case", "options"), [("focal_T0.06", {}), ("focal_no_transform", {"temperature": 0.0}), ("ce", None)]
 )
@@ -136,7 +142,16 @@ def test_rle_is_indexed_as_instances_are() -> None:
     assert RleMasks.encode(masks[:0]) == []
 
 
-@pytest.mark.parametrize("option", [{"mask_format": "polygon"}, {"instance": False}])
-def test_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="TEST.MASK_FORMAT|TEST.INSTANCE_ON"):
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"mask_format": "polygon"}, "unknown TEST.MASK_FORMAT 'polygon'"),
+        ({"instance": False}, "set TEST.INSTANCE_ON"),
+        ({"object_mask_threshold": 1.5}, "TEST.OBJECT_MASK_THRESHOLD is 1.5"),
+        ({"overlap_threshold": float("nan")}, "TEST.OVERLAP_THRESHOLD is nan"),
+        ({"temperature": -0.1}, "TEST.CLASS_TEMPERATURE is -0.1"),
+    ],
+)
+def test_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MaskResults(**option)

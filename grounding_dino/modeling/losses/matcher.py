@@ -185,6 +185,6 @@ def _check_finite(cost: np.ndarray, picture: int) -> None:
         stage = int(np.argmin(np.isfinite(cost).all(axis=(1, 2))))
         raise FloatingPointError(
             f"the matching costs of picture {picture} of the batch are NaN or infinite at prediction stage {stage}: "
-            "the predicted logits or boxes, or the target boxes, are not finite; lower the learning rate, "
+            "the predicted logits, boxes or masks, or the target boxes, are not finite; lower the learning rate, "
             "clip gradients, or train in float32"
         )

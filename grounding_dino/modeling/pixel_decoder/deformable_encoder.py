@@ -119,12 +119,15 @@ class DeformableEncoder(nn.Module):
             )
             for _ in range(decoder.NUM_LAYERS)
         ]
+        mask_features = None
+        if cfg.MODEL.MASK_ON:
+            mask_features = MaskFeatures(dim, cfg.MODEL.MASK_HEAD.EMBED_DIM, cfg.MODEL.PAD_BEFORE_BACKBONE_ON)
         return {
             "layers": layers,
             "embed_dim": dim,
             "num_levels": decoder.NUM_FEATURE_LEVELS,
             "position_temperature": decoder.POSITION_TEMPERATURE,
-            "mask_features": MaskFeatures(dim, cfg.MODEL.MASK_HEAD.EMBED_DIM) if cfg.MODEL.MASK_ON else None,
+            "mask_features": mask_features,
             "activation_checkpointing": decoder.ACTIVATION_CHECKPOINTING_ON,
         }
 

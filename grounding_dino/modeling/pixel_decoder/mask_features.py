@@ -15,8 +15,10 @@ STRIDE = 4  # pixels of a picture to one of its mask
 class MaskFeatures(nn.Module):
     """The encoder's finest level, enlarged and added to the backbone's map of stride 4, then convolved."""
 
-    def __init__(self, embed_dim: int, mask_dim: int) -> None:
+    def __init__(self, embed_dim: int, mask_dim: int, padded_maps: bool = False) -> None:
+        """`padded_maps`: take padding in at inference too, as in training."""
         super().__init__()
+        self.padded_maps = padded_maps
         self.output = conv_norm(embed_dim, embed_dim, kernel_size=3)
         self.projection = nn.Conv2d(embed_dim, mask_dim, kernel_size=1)
         nn.init.kaiming_uniform_(self.projection.weight, a=1)
@@ -25,15 +27,15 @@ class MaskFeatures(nn.Module):
     def forward(self, features: FeaturePyramid, memory: Memory) -> Tensor:
         """(B, mask_dim, H/4, W/4).
 
-        Where pictures of a batch differ in size, each is computed on its own part of the maps: padding would change
-        the convolution at the border and the averages of GroupNorm.
+        Where pictures of a batch differ in size, at inference each is computed on its own part of the maps: padding
+        would change the convolution at the border and the averages of GroupNorm.
         """
         assert features.mask_map is not None, "the input projection makes it where MODEL.MASK_ON is True"
         height, width = features.maps[0].shape[-2:]
         finest = memory.features[:, : height * width].transpose(1, 2).unflatten(-1, (height, width))
         # sizes may differ in the map of stride 4 alone, and be equal in all levels
         differ = features.has_padding or len({mask_size(frame) for frame in features.frames}) > 1
-        if self.training or not differ:
+        if self.training or self.padded_maps or not differ:
             return self.combine(features.mask_map, finest)
         masks = []
         for i, frame in enumerate(features.frames):

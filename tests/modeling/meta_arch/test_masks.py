@@ -109,6 +109,13 @@ def test_polygons_are_masks_too(model: nn.Module, masked: MakePicture) -> None:
     assert bits.dtype == polygons.dtype == torch.bool and (bits ^ polygons).sum() <= 4 * 64
 
 
+def test_masks_that_are_not_finite(model: nn.Module, masked: MakePicture) -> None:
+    with torch.no_grad():
+        model.pixel_decoder.mask_features.projection.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="the predicted logits, boxes or masks"):
+        model.train()([masked(64, 80, BOXES, [0, 1])])
+
+
 def test_objects_without_masks(model: nn.Module, annotated: MakePicture) -> None:
     with pytest.raises(ValueError, match="the picture with image_id 3 has objects without masks"):
         model.train()([annotated(64, 80, BOXES, [0, 1], image_id=3)])
@@ -181,6 +188,16 @@ def test_results_do_not_depend_on_the_batch(
         assert (areas[0] - areas[1]).abs().float().mean() < 2
         differing = (alone["panoptic_seg"][0] != together["panoptic_seg"][0]).float().mean()
         assert differing < 0.01
+
+
+@torch.no_grad()
+def test_padding_before_the_backbone_is_as_in_training(tiny_mask_cfg: CfgNode, picture: MakePicture) -> None:
+    tiny_mask_cfg.MODEL.PADDING_MASK_ON = tiny_mask_cfg.MODEL.PAD_BEFORE_BACKBONE_ON = True
+    model = varied(build_model(tiny_mask_cfg)).eval()
+    images = model.preprocess_image([picture(64, 96, seed=1), picture(70, 51, seed=2)])
+    tested, _ = model.pixel_decoder(model.extract_features(images), None)
+    trained, _ = model.train().pixel_decoder(model.extract_features(images), None)
+    assert torch.equal(tested.mask_features, trained.mask_features)
 
 
 @torch.no_grad()
