@@ -89,6 +89,45 @@ def _tell_of_sentences(name: str, left_out: int) -> None:
         )
 
 
+_LEARNED_FROM = {
+    "InstanceMapper": ("annotations", "objects with boxes"),
+    "PanopticMapper": ("pan_seg_file_name", "panoptic maps"),
+    "SemanticMapper": ("sem_seg_file_name", "semantic maps"),
+}
+
+
+def check_annotations(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
+    """See that records in memory have what INPUT.MAPPER makes targets of.
+
+    Objects without a mask, which a model with masks leaves out, are counted in a warning.
+
+    Raises:
+        ValueError: they have not, or there are objects, but none with a mask.
+    """
+    key, what = _LEARNED_FROM.get(cfg.INPUT.MAPPER, ("", ""))
+    if key and not any(key in record for record in records):
+        others = [mapper for mapper, (other, _) in _LEARNED_FROM.items() if other in records[0]]
+        raise ValueError(
+            f"INPUT.MAPPER {cfg.INPUT.MAPPER} learns from {what}, which the data set {name!r} does not have; "
+            f"{' or '.join(others) or 'no mapper for fixed classes'} goes with it"
+        )
+    if cfg.INPUT.MAPPER == "InstanceMapper" and cfg.MODEL.MASK_ON:
+        _check_masks(name, records)
+
+
+def _check_masks(name: str, records: Sequence[Record]) -> None:
+    objects = [a for record in records for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    without = sum(annotation.get("segmentation") is None for annotation in objects)
+    if not without:
+        return
+    if without == len(objects):
+        raise ValueError(
+            f"none of the {without} objects of the data set {name!r} has a mask, which MODEL.MASK_ON True is trained "
+            "with; name annotations with a segmentation, or train a model of boxes, as DINO is (MODEL.MASK_ON False)"
+        )
+    logger.warning("%s: %d of %d objects have no mask, and are not trained on", name, without, len(objects))
+
+
 def load_train_sets(cfg: CfgNode) -> tuple[RecordSets, list[float] | None]:
     """The sets of DATASETS.TRAIN, and the shares of the draws that DATASETS.WEIGHTS gives them (None without weights).
 
@@ -96,7 +135,7 @@ def load_train_sets(cfg: CfgNode) -> tuple[RecordSets, list[float] | None]:
     DATALOADER.FILTER_EMPTY_ANNOTATIONS says, and broken rows stop the run where DATASETS.STRICT_ON says so.
 
     Raises:
-        ValueError: as :func:`load_records` and :func:`shares_of`.
+        ValueError: as :func:`load_records`, :func:`shares_of` and :func:`check_annotations`.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -107,7 +146,12 @@ def load_train_sets(cfg: CfgNode) -> tuple[RecordSets, list[float] | None]:
     shares = shares_of(cfg.DATASETS.WEIGHTS, names) if cfg.DATASETS.WEIGHTS else None
     with strict_rows(cfg.DATASETS.STRICT_ON):
         # One after the other, so that no more than one list is in memory that is not packed yet.
-        parts = [_as_set(_load(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)) for name in names]
+        parts = []
+        for name in names:
+            part = _load(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+            if isinstance(part, list):
+                check_annotations(cfg, name, part)
+            parts.append(_as_set(part))
     check_class_count(cfg, names)
     return RecordSets(parts, names), shares
 

@@ -35,7 +35,7 @@ SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 class SampleError(ValueError):
-    """Record after record of a data set cannot be made into a training sample, so that training cannot go on."""
+    """A record cannot be made into a training sample, or many in a row cannot, so that training cannot go on."""
 
 
 class StreamDataset(Dataset):
@@ -66,6 +66,8 @@ class StreamDataset(Dataset):
             name = record.get("file_name", f"record {index}")
             try:
                 sample = self.mapper(record)
+            except ValueError as error:  # files that do not fit together, in words
+                raise SampleError(f"{name} cannot be made into a training sample: {error}") from error
             except Exception as error:
                 raise RuntimeError(f"{name} cannot be made into a training sample: {error}") from error
             if sample is not None:

@@ -66,6 +66,38 @@ def test_unknown_names_and_empty_data_sets_are_errors_at_the_start(cfg):
         load_train_records(cfg)
 
 
+def _masked(cfg, tmp_path, masks):
+    """The first set of `cfg` with an object a mask of `masks`, for training with masks."""
+    file = tmp_path / NAMES[0] / "train.json"
+    content = json.loads(file.read_text())
+    (first,) = content["annotations"]
+    content["annotations"] = [{**first, "id": 1 + n, **mask} for n, mask in enumerate(masks)]
+    file.write_text(json.dumps(content))
+    cfg.DATASETS.TRAIN = NAMES[:1]
+    cfg.MODEL.MASK_ON, cfg.INPUT.MAPPER = True, "InstanceMapper"
+    return cfg
+
+
+MASK = {"segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+
+
+def test_data_without_masks_do_not_train_a_model_with_masks(cfg, tmp_path):
+    with pytest.raises(ValueError, match=f"none of the 2 objects of the data set '{NAMES[0]}' has a mask"):
+        load_train_records(_masked(cfg, tmp_path, [{}, {}]))
+
+
+@pytest.mark.parametrize("mapper, what", [("PanopticMapper", "panoptic maps"), ("SemanticMapper", "semantic maps")])
+def test_data_that_a_mapper_cannot_learn_from_are_refused(cfg, mapper, what):
+    cfg.DATASETS.TRAIN, cfg.INPUT.MAPPER = NAMES[:1], mapper
+    with pytest.raises(ValueError, match=f"learns from {what}, which .* does not have; InstanceMapper goes with it"):
+        load_train_records(cfg)
+
+
+def test_objects_that_lack_a_mask_are_counted(cfg, tmp_path, caplog):
+    assert len(load_train_records(_masked(cfg, tmp_path, [{}, MASK, MASK]))[0]["annotations"]) == 3
+    assert f"{NAMES[0]}: 1 of 3 objects have no mask, and are not trained on" in caplog.text
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_sentences_without_a_target_are_trained_on_or_named(
     cfg, on_disk, tmp_path, grounding_row, write_jsonl, caplog, monkeypatch

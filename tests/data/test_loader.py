@@ -163,6 +163,16 @@ def test_an_error_of_the_mapper_names_the_picture() -> None:
         first(build(mapper=broken), 1)
 
 
+def test_files_that_do_not_fit_together_are_said_in_a_sentence() -> None:
+    def refused(record: Record) -> Record:
+        raise ValueError("map and list differ")
+
+    for workers in (0, 1):
+        with pytest.raises(SampleError, match=r"^\d.png cannot be made .*: map and list differ$") as caught:
+            first(build(mapper=refused, num_workers=workers), 1)
+        assert explains_itself(caught.value)
+
+
 def test_records_are_kept_as_they_are() -> None:
     dataset = StreamDataset(records(2), dict, seed=0)
     assert len(dataset) == 2

@@ -13,5 +13,11 @@ MAPPER_REGISTRY.__doc__ = """Mappers: `Mapper(cfg, is_train)` gives a callable f
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
-    """The mapper that `INPUT.MAPPER` names, for training or testing."""
+    """The mapper that `INPUT.MAPPER` names, for training or testing.
+
+    Raises:
+        ValueError: there is no such mapper.
+    """
+    if cfg.INPUT.MAPPER not in MAPPER_REGISTRY:
+        raise ValueError(f"unknown INPUT.MAPPER {cfg.INPUT.MAPPER!r}; choose from {sorted(dict(MAPPER_REGISTRY))}")
     return MAPPER_REGISTRY.get(cfg.INPUT.MAPPER)(cfg, is_train)

@@ -86,5 +86,5 @@ def _masks(record: Record, places: Sequence[int], transforms: T.TransformList, s
 def _bit_masks(masks: Sequence[np.ndarray], size: Size) -> BitMasks:
     stacked = torch.zeros((len(masks), *size), dtype=torch.bool)
     for target, mask in zip(stacked, masks):
-        target.copy_(torch.from_numpy(np.ascontiguousarray(mask)))
+        target.copy_(torch.from_numpy(mask.copy()))  # as in `image_tensor`
     return BitMasks(stacked)

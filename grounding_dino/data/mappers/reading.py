@@ -42,7 +42,8 @@ def read_pixels(record: Record, image_format: str) -> np.ndarray:
 
 def image_tensor(image: np.ndarray) -> Tensor:
     """(H, W, C) as a tensor (C, H, W) of its own."""
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # `ascontiguousarray` would leave a mirrored axis of one pixel its negative stride, which torch refuses
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 class PictureReader:

@@ -111,8 +111,14 @@ class TextDetectionMapper:
         """Read INPUT and DATASETS.TEXT, and take over the class names of the data sets that are loaded.
 
         Raises:
-            ValueError: one of their keys is out of range, or a class name cannot stand in a prompt.
+            ValueError: one of their keys is out of range, a class name cannot stand in a prompt, or a model that reads
+                no text is to be trained: it would be told the places of classes in drawn prompts.
         """
+        if is_train and not cfg.MODEL.TEXT_ENCODER.NAME:
+            raise ValueError(
+                "INPUT.MAPPER TextDetectionMapper makes prompts, but the model reads no text (MODEL.TEXT_ENCODER.NAME "
+                "is empty); set INPUT.MAPPER InstanceMapper, or PanopticMapper or SemanticMapper for such data"
+            )
         names = tuple(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
         default = _treatment(cfg, default_settings(cfg), is_train)
         treatments = {name: _treatment(cfg, settings, is_train) for name, settings in settings_by_dataset(cfg).items()}

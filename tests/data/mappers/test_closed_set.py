@@ -141,6 +141,15 @@ def test_testing_hands_on_the_picture_without_ground_truth(record):
     assert (sample["height"], sample["width"]) == (HEIGHT, WIDTH) and sample["image"].shape == (3, 20, 30)
 
 
+@pytest.mark.parametrize("horizontal", [True, False])
+def test_pictures_of_one_pixel_are_mirrored(tmp_path, horizontal):
+    annotation = _annotation(0, [0, 0, 1, 1], segmentation=_rle((0, 0), height=1, width=1))
+    name = _picture(tmp_path / "one.png", 1, 1)
+    record = {"file_name": name, "image_id": 1, "height": 1, "width": 1, "annotations": [annotation]}
+    mirror = T.RandomFlip(prob=1.0, horizontal=horizontal, vertical=not horizontal)
+    assert _mapper(mirror)(record)["instances"].gt_masks.tensor.tolist() == [[[True]]]
+
+
 @pytest.mark.parametrize("side", [(1, 1), (1, 31), (31, 1), (20, 7)])
 @pytest.mark.parametrize("jitter", [True, False])
 def test_small_pictures_are_samples(tmp_path, tiny_cfg, side, jitter):

@@ -254,6 +254,21 @@ def test_training_needs_a_sampler():
         TextDetectionMapper(is_train=True, augmentations=[])
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["MODEL.TEXT_ENCODER.NAME", ""], "makes prompts, but the model reads no text"),
+        (["INPUT.MAPPER", "Mapper"], r"unknown INPUT.MAPPER 'Mapper'; choose from \['InstanceMapper'"),
+    ],
+)
+def test_a_config_that_no_mapper_fits_is_refused(options, message):
+    cfg = get_cfg()
+    add_grounding_dino_config(cfg)
+    cfg.merge_from_list(options)
+    with pytest.raises(ValueError, match=message):
+        build_mapper(cfg, is_train=True)
+
+
 @pytest.mark.parametrize("is_train", [True, False])
 def test_a_config_builds_it(picture, is_train):
     name = "test_text_detection"
