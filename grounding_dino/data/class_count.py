@@ -48,6 +48,7 @@ def check_class_count(cfg: CfgNode, names: Sequence[str]) -> None:
     """
     if cfg.MODEL.TEXT_ENCODER.NAME:
         return
+    cfg = with_class_count(cfg)
     columns = cfg.MODEL.CLASS_HEAD.CATEGORY_IDS
     known = len(columns) or cfg.MODEL.CLASS_HEAD.NUM_CLASSES
     for name in expand_groups(names):
@@ -57,6 +58,22 @@ def check_class_count(cfg: CfgNode, names: Sequence[str]) -> None:
             raise ValueError(
                 f"the data set {name!r} has {len(classes)} classes, but {key} {known}; name a data set of the model's "
                 "classes, or fine-tune on this one with NUM_CLASSES 0 and CATEGORY_IDS [], where class heads begin anew"
+            )
+        _check_things(cfg, name)
+
+
+def _check_things(cfg: CfgNode, name: str) -> None:
+    """A set without stuff is for the things of a model that finds both, as far as a data set of the run says them."""
+    things = MetadataCatalog.get(name).get("thing_classes")
+    if _kind_of_classes(cfg) == "thing_classes" or not things or MetadataCatalog.get(name).get("stuff_classes"):
+        return
+    count = cfg.MODEL.CLASS_HEAD.NUM_CLASSES
+    for other in map(MetadataCatalog.get, expand_groups([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])):
+        known = other.get("thing_classes") or things
+        if len(other.get("stuff_classes", ())) == count and len(known) != len(things):
+            raise ValueError(
+                f"the data set {name!r} has {len(things)} classes, but of the model's {count} "
+                f"{len(known)} are things, as {other.name!r} says; name a data set of the model's classes"
             )
 
 

@@ -86,6 +86,8 @@ EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
     SEMANTIC: _semantic,
 }
 
+_OF_TEXT = {"refexp", "grefexp", "flickr30k", "d3"}  # what is found hangs on words, which closed-set models do not read
+
 # The part of a model's output that an evaluator needs, with the key that a model with masks gives it by.
 _INSTANCES = ("instances", "TEST.INSTANCE_ON")
 _OUTPUTS = {PANOPTIC: ("panoptic_seg", "TEST.PANOPTIC_ON"), SEMANTIC: ("sem_seg", "TEST.SEMANTIC_ON")}
@@ -134,9 +136,15 @@ def kinds_of_run(cfg: CfgNode, dataset_name: str) -> list[str]:
     said in the log.
 
     Raises:
-        ValueError: the model does not give what that kind needs, or as :func:`evaluator_kinds`.
+        ValueError: the model does not give what that kind needs, or reads no text where the set asks with words, or as
+            :func:`evaluator_kinds`.
     """
     kinds = evaluator_kinds(dataset_name)
+    if not cfg.MODEL.TEXT_ENCODER.NAME and _OF_TEXT & set(kinds):
+        raise ValueError(
+            f"{dataset_name!r} asks with words ({', '.join(sorted(_OF_TEXT & set(kinds)))}), but the model finds fixed "
+            "classes and reads no text (MODEL.TEXT_ENCODER.NAME is empty); name a data set of its classes"
+        )
     lacking = {kind: key for kind in kinds if (key := _missing_key(cfg, kind))}
     main = PANOPTIC if PANOPTIC in kinds else kinds[0]
     if main in lacking:

@@ -64,7 +64,8 @@ class FixedClasses:
         if self.things is None:
             raise ValueError(
                 "panoptic models need to know which classes are things: name a data set with "
-                "thing_dataset_id_to_contiguous_id in its metadata in DATASETS.TEST or DATASETS.TRAIN"
+                "thing_dataset_id_to_contiguous_id in its metadata in DATASETS.TEST or DATASETS.TRAIN, or set "
+                "TEST.PANOPTIC_ON False"
             )
         return self.things
 
@@ -117,12 +118,15 @@ def _check_no_class_options(cfg: CfgNode) -> None:
 
 
 def _said_by_data_sets(cfg: CfgNode, count: int) -> tuple[tuple[str, ...], frozenset[int] | None]:
-    """Names and things of the first data set whose metadata knows `count` classes."""
+    """Names and things of the first data set whose metadata knows `count` classes; things of one alike if need be."""
+    names: tuple[str, ...] = ()
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name)
         for kind in ("stuff_classes", "thing_classes"):  # joint sets list all classes among the stuff
-            if len(metadata.get(kind, ())) == count:
+            if len(metadata.get(kind, ())) == count and names in ((), tuple(metadata.get(kind))):
                 ids = metadata.get("thing_dataset_id_to_contiguous_id")
                 things = frozenset(range(count)) if kind == "thing_classes" else None
-                return tuple(metadata.get(kind)), frozenset(ids.values()) if ids else things
-    return tuple(f"class {index}" for index in range(count)), None
+                names = tuple(metadata.get(kind))
+                if ids or things is not None:
+                    return names, frozenset(ids.values()) if ids else things
+    return names or tuple(f"class {index}" for index in range(count)), None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from grounding_dino.data.class_count import with_class_count
+from grounding_dino.data.class_count import check_class_count, with_class_count
 from grounding_dino.model_zoo import load_cfg
+from grounding_dino.modeling.fixed_classes import fixed_classes
 
 import pytest
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -70,3 +72,31 @@ def test_what_is_said_or_read_from_text_stays(name: str) -> None:
 def test_no_data_is_an_error_in_words() -> None:
     with pytest.raises(ValueError, match=r"\['mine_train', 'mine_val'\], none is registered"):
         with_class_count(load_cfg("r50_4scale_finetune"))
+
+
+def test_boxes_for_a_model_of_things_and_stuff_are_of_its_things(
+    build_tiny_mask: Callable[..., CfgNode], tiny_panoptic: str
+) -> None:
+    cfg = build_tiny_mask("DATASETS.TRAIN", [tiny_panoptic], "DATASETS.TEST", ["made_of_boxes"])
+    DatasetCatalog.register("made_of_boxes", list)
+    try:
+        MetadataCatalog.get("made_of_boxes").thing_classes = list(MetadataCatalog.get(tiny_panoptic).thing_classes)
+        check_class_count(cfg, ["made_of_boxes"])
+        MetadataCatalog.remove("made_of_boxes")
+        MetadataCatalog.get("made_of_boxes").thing_classes = ["date", "fig"]
+        with pytest.raises(ValueError, match="'made_of_boxes' has 2 classes, but of the model's 5 3 are things"):
+            check_class_count(cfg, ["made_of_boxes"])
+    finally:
+        DatasetCatalog.remove("made_of_boxes")
+        MetadataCatalog.remove("made_of_boxes")
+
+
+def test_things_are_said_by_another_set_of_the_same_classes(
+    build_tiny_mask: Callable[..., CfgNode], tiny_panoptic: str
+) -> None:
+    MetadataCatalog.get("made_of_maps").stuff_classes = MetadataCatalog.get(tiny_panoptic).stuff_classes
+    try:
+        classes = fixed_classes(build_tiny_mask("DATASETS.TRAIN", [tiny_panoptic], "DATASETS.TEST", ["made_of_maps"]))
+        assert classes is not None and classes.thing_indices() == {0, 1, 2}
+    finally:
+        MetadataCatalog.remove("made_of_maps")

@@ -164,6 +164,18 @@ def test_a_json_that_is_no_truth_is_an_error(register: Callable[..., PanopticEva
         register().process([{"image_id": 77}], [perfect(5)])
 
 
+@pytest.mark.parametrize("kind", ["refexp", "grefexp", "flickr30k", "d3"])
+def test_a_set_that_asks_with_words_is_not_for_a_model_without_text(
+    build_tiny_mask: Callable[..., CfgNode], kind: str
+) -> None:
+    MetadataCatalog.get("asks_with_words").evaluator_type = kind
+    try:
+        with pytest.raises(ValueError, match=f"'asks_with_words' asks with words .{kind}., but the model finds fixed"):
+            kinds_of_run(build_tiny_mask(), "asks_with_words")
+    finally:
+        MetadataCatalog.remove("asks_with_words")
+
+
 def test_a_model_that_gives_no_panoptic_result_ends_at_the_start(
     register: Callable[..., PanopticEvaluator], tiny_cfg: CfgNode, tmp_path: Path
 ) -> None:
