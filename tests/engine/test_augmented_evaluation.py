@@ -20,7 +20,18 @@ NAME = "test_augmented_sem_seg"
 CLASSES = ["left", "right"]
 CONFIG = "shapes_tiny_panoptic"
 OPTS = [
-    *("MODEL.DEVICE", "cpu", "MODEL.EMBED_DIM", 32, "MODEL.MASK_HEAD.EMBED_DIM", 32, "MODEL.CLASS_HEAD.NUM_CLASSES", 2),
+    *(
+        "MODEL.WEIGHTS",
+        "",
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.EMBED_DIM",
+        32,
+        "MODEL.MASK_HEAD.EMBED_DIM",
+        32,
+        "MODEL.CLASS_HEAD.NUM_CLASSES",
+        2,
+    ),
     *("MODEL.TIMM.OPTIONS.channels", [8, 8, 16, 16], "MODEL.TIMM.OPTIONS.layers", [1, 1, 1, 1]),
     *("MODEL.PIXEL_DECODER.NUM_LAYERS", 1, "MODEL.PIXEL_DECODER.FFN_DIM", 32, "MODEL.DENOISING.NUM_LABELS", 2),
     *("MODEL.TRANSFORMER_DECODER.NUM_LAYERS", 1, "MODEL.TRANSFORMER_DECODER.FFN_DIM", 32),
