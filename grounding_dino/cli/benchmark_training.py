@@ -39,11 +39,13 @@ def load_training_config(args: argparse.Namespace) -> CfgNode:
         ValueError: there is nothing to train on, or a configuration that is not written as it has to be.
         FileNotFoundError: no such configuration.
     """
+    from grounding_dino.data.class_count import with_class_count
+
     cfg = load_data_config(args)
     if not cfg.DATASETS.TRAIN:
         raise ValueError("there are no pictures to train on: name a data set with --dataset, or in DATASETS.TRAIN")
     cfg.SOLVER.AMP.ENABLED = False
-    return cfg
+    return with_class_count(cfg)
 
 
 def default_options(cfg: CfgNode) -> list[str]:

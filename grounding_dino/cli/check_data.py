@@ -99,11 +99,11 @@ def check_test_set(cfg: CfgNode, name: str, num_pictures: int | None) -> SetRepo
     """What is found in a data set of DATASETS.TEST or TEST.RETAINED, and whether anything scores it."""
     from grounding_dino.data.check import check_dataset
     from grounding_dino.data.findings import ERROR
-    from grounding_dino.evaluation.build import evaluator_kinds
+    from grounding_dino.evaluation.build import kinds_of_run
 
     report = check_dataset(cfg, name, num_pictures)
     try:
-        evaluator_kinds(name)
+        kinds_of_run(cfg, name)
     except ValueError as error:
         report.findings.note(ERROR, "the data set cannot be evaluated on", str(error))
     return report
@@ -129,6 +129,7 @@ def check_training(
 ) -> SetReport:
     """Steps and memory of the configured training, and whether it starts at all."""
     from grounding_dino.data.check import SetReport
+    from grounding_dino.data.class_count import with_class_count
     from grounding_dino.data.findings import ERROR
 
     plan = SetReport("training")
@@ -136,6 +137,7 @@ def check_training(
         plan.findings.note(ERROR, "the training cannot start", "a data set cannot be loaded, see above")
         return plan
     try:
+        cfg = with_class_count(cfg)
         plan.facts |= steps_of(cfg)
     except (ValueError, OSError) as error:
         plan.findings.note(ERROR, "the training cannot start", str(error))

@@ -43,26 +43,33 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint of the model of --config-file: what fits is taken from INPUT, the rest is initialised "
         "as for a training, and a table says which is which",
     )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="override the configuration of --warm-start, such as MODEL.WEIGHTS_IGNORE \"['^backbone']\"; comes last",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from grounding_dino.checkpoint.files import CheckpointError
-
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.warm_start and not arguments.config_file:
         parser.error("--warm-start needs --config-file, the configuration of the model to start")
+    if arguments.opts and not arguments.warm_start:
+        parser.error("--opts changes the model of --warm-start, which is not given")
     if not arguments.warm_start and not arguments.to:
         parser.error("--to is needed: the format of OUTPUT")
     try:
         if arguments.warm_start:
             to = arguments.to or "ours"
-            warm_start(arguments.input, arguments.output, arguments.config_file, to, arguments.half)
+            warm_start(arguments.input, arguments.output, arguments.config_file, to, arguments.half, arguments.opts)
         else:
             convert(arguments.input, arguments.output, arguments.to, arguments.half, arguments.config_file)
-    except (CheckpointError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -98,13 +105,16 @@ def convert(source: str, output: str, to: str, half: bool = False, config_file: 
     print(f"{source} ({checkpoint.origin}) -> {output} ({to}): {len(checkpoint.state)} tensors{kept}")
 
 
-def warm_start(source: str, output: str, config_file: str, to: str = "ours", half: bool = False) -> None:
+def warm_start(
+    source: str, output: str, config_file: str, to: str = "ours", half: bool = False, opts: Sequence[str] = ()
+) -> None:
     """Write a checkpoint of the model of `config_file` with what fits of `source`, and say what became of its tensors.
 
     The rest of the model is initialised with the seed 0 (or SEED), so that the file is the same every time.
 
     Raises:
         CheckpointError: it cannot be read, nothing fits, or it is of another backbone.
+        ValueError: `opts` are no keys and values of the configuration.
     """
     import grounding_dino.modeling  # noqa: F401  # fills the registries
     from grounding_dino.checkpoint.huggingface import HeadCounts
@@ -114,7 +124,7 @@ def warm_start(source: str, output: str, config_file: str, to: str = "ours", hal
     import torch
     from detectron2.modeling import build_model
 
-    cfg = load_cfg(config_file)
+    cfg = load_cfg(config_file, opts)
     cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(max(0, cfg.SEED))
     model = build_model(cfg)

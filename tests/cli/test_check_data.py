@@ -98,6 +98,12 @@ def test_a_training_that_would_not_start_is_an_error(check: Callable[..., Any]) 
     assert code == 1 and "error: the training cannot start: unknown DATALOADER.SAMPLER_TRAIN 'Sampler'" in output
 
 
+def test_classes_that_a_closed_set_model_takes_from_the_data_are_counted(check: Callable[..., Any]) -> None:
+    without_text = ("MODEL.TEXT_ENCODER.NAME", "", "MODEL.CLASS_HEAD.NAME", "Linear", "INPUT.MAPPER", "InstanceMapper")
+    code, _, found = check("--no-memory", opts=(*without_text, "MODEL.DENOISING.NUM_LABELS", "0"))
+    assert code == 0 and found["training"]["facts"]["iterations"] == 10
+
+
 def test_a_set_that_cannot_be_loaded_is_an_error(check: Callable[..., Any]) -> None:
     code, output, content = check("--dataset", "nowhere", "--no-memory")
     assert code == 1 and "there is no data set 'nowhere'" in output

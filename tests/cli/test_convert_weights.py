@@ -119,3 +119,15 @@ def test_warm_start_from_another_backbone(tmp_path, started, tiny_cfg, capsys):
     assert main(["--warm-start", "--config-file", str(config), str(source), str(tmp_path / "out.pth")]) == 1
     assert "is of another backbone than the model" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
+    options = ["--opts", "MODEL.WEIGHTS_IGNORE", "['^backbone']"]
+    assert main(["--warm-start", "--config-file", str(config), str(source), str(tmp_path / "out.pth"), *options]) == 0
+    assert (tmp_path / "out.pth").is_file()
+
+
+def test_options_of_no_model_are_refused(tmp_path, capsys):
+    arguments = [str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "--opts"]
+    with pytest.raises(SystemExit):
+        main(["--to", "ours", *arguments, "MODEL.DEVICE", "cpu"])
+    assert "--opts changes the model of --warm-start" in capsys.readouterr().err
+    assert main(["--warm-start", "--config-file", "shapes_tiny", *arguments, "MODEL.NO", "1"]) == 1
+    assert "MODEL.NO" in capsys.readouterr().err
