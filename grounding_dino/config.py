@@ -287,7 +287,7 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic: share of its mask that a segment must win
     cfg.TEST.CLASS_TEMPERATURE = 0.06  # softmax over sigmoid scores in panoptic and semantic results; 0: none
     cfg.TEST.MASK_SCORE_ON = True  # instance scores times the mean probability inside the mask
-    # Of Instances: "bitmask" gives pred_masks, "rle" pred_masks_rle, encoded in chunks, as evaluations always have them.
+    # Of Instances: "bitmask" gives pred_masks, "rle" pred_masks_rle, encoded in chunks; evaluations have the latter.
     cfg.TEST.MASK_FORMAT = "bitmask"
     cfg.TEST.PANOPTIC_FILES_ON = False  # write panoptic results in COCO's format (json and PNGs) below OUTPUT_DIR
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
