@@ -51,9 +51,11 @@ class FixedClasses:
 
     def have_boxes(self, labels: Tensor) -> Tensor | None:
         """Whether the boxes of class indices (N,) are learned; None: all are."""
-        if self.stuff_has_boxes:
-            return None
-        return torch.isin(labels, torch.tensor(sorted(self.thing_indices()), dtype=labels.dtype))
+        return None if self.stuff_has_boxes else self.are_things(labels)
+
+    def are_things(self, labels: Tensor) -> Tensor:
+        """Which of class indices (N,) are things; raises as :meth:`thing_indices`."""
+        return torch.isin(labels, torch.tensor(sorted(self.thing_indices()), dtype=labels.dtype, device=labels.device))
 
     def thing_indices(self) -> frozenset[int]:
         """The classes that are things.

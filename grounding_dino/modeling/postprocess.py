@@ -59,10 +59,11 @@ def postprocess_picture(
         size,
     )
     results: dict[str, Any] = {}
+    asked = found[0][0]
     if masks.instance:
         for name, instances in _detections(found, inputs, size, detections_per_image).items():
-            if masks.panoptic and isinstance(found[0][0], FixedClasses):
-                instances = instances[_are_things(instances.pred_classes, found[0][0].thing_indices())]
+            if masks.panoptic and isinstance(asked, FixedClasses):
+                instances = instances[asked.are_things(instances.pred_classes)]
             # those of all prompts, which only measures read, would take gigabytes as bit masks
             form = dataclasses.replace(masks, mask_format="rle") if name == "candidates" else masks
             results[name] = form.instances(instances, pictured)
@@ -82,10 +83,6 @@ def _relative_to_picture(predictions: Predictions, frame: tuple[int, int], image
     x, y = frame_width / width, frame_height / height
     boxes = predictions.pred_boxes
     return dataclasses.replace(predictions, pred_boxes=boxes * boxes.new_tensor([x, y, x, y]))
-
-
-def _are_things(classes: Tensor, things: frozenset[int]) -> Tensor:
-    return torch.isin(classes, torch.tensor(sorted(things), dtype=classes.dtype, device=classes.device))
 
 
 def _things(found: Found) -> frozenset[int]:
