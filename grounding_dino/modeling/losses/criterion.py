@@ -252,7 +252,7 @@ class SetCriterion(nn.Module):
         truth = torch.cat([masks_of(t, pred_masks[0]) for t in targets])  # (N of the batch, H, W)
         found = {}
         for masks, query, target, suffix in zip(pred_masks, matches.query, matches.target, suffixes):
-            losses = self.mask_losses(masks[matches.picture, query], truth[target], normaliser)
+            losses = self.mask_losses(masks[matches.picture, query], truth, target, normaliser)
             found.update({f"loss_{name}{suffix}": value for name, value in losses.items()})
         return found
 

@@ -44,8 +44,10 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", align_corners=False)[..., 0]
 
 
-def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Values in [0, 1] of bool masks (N, H, W) at points (N, P, 2), or (1, P, 2) for all: (N, P).
+def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Values in [0, 1] of bool masks (N, H, W) at points (M, P, 2), or (1, P, 2) for all: (M, P).
+
+    `rows` (M,) says which mask each of M is, so that a mask asked for repeatedly is not copied; None: each once.
 
     As :func:`point_sample`, but each point's four cells are looked up: a dense picture's masks in floating point would
     take gigabytes, and their conversion most of the time of a loss.
@@ -54,14 +56,15 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     place = as_float32_at_least(points) * points.new_tensor([width, height]) - 0.5
     cell = place.floor()
     share = place - cell  # of the right and lower neighbours
-    total = share.new_zeros(len(masks), points.shape[1])
+    rows = torch.arange(len(masks), device=masks.device) if rows is None else rows
+    total = share.new_zeros(len(rows), points.shape[1])
     cells = masks.flatten(1)
     for right in (0, 1):
         for below in (0, 1):
             x, y = (cell + cell.new_tensor([right, below])).unbind(-1)
             inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
             index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
-            found = cells[:, index[0]] if len(points) == 1 else cells.gather(1, index)
+            found = cells[rows[:, None], index]
             weight = (share[..., 0] if right else 1 - share[..., 0]) * (share[..., 1] if below else 1 - share[..., 1])
             total += found * (weight * inside)
     return total

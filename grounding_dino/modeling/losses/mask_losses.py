@@ -66,11 +66,11 @@ class MaskLosses:
         """(M, P, 2) points for masks (M, h, w); replace this method to inject known ones."""
         return uncertain_points(logits, self.num_points, self.oversample_ratio, self.importance_ratio)
 
-    def __call__(self, logits: Tensor, masks: Tensor, normaliser: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of M masks (M, h, w) and their targets' (M, H, W), over `normaliser`."""
+    def __call__(self, logits: Tensor, masks: Tensor, target: Tensor, normaliser: Tensor) -> dict[str, Tensor]:
+        """Weighted losses of M masks (M, h, w), over `normaliser`; mask m learns `masks[target[m]]` (N, H, W)."""
         points = self.draw_points(logits)
         with torch.no_grad():
-            truth = sample_masks(masks, points)  # (M, P)
+            truth = sample_masks(masks, points, target)  # (M, P)
         sampled = point_sample(logits[:, None], points)[:, 0]  # (M, P)
         entropy = F.binary_cross_entropy_with_logits(sampled, truth, reduction="none").mean(-1)
         losses = {"mask": entropy, "dice": dice_loss(sampled.sigmoid(), truth)}
