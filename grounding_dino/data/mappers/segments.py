@@ -22,8 +22,40 @@ from detectron2.data import transforms as T
 Record = dict[str, Any]
 
 
+class _SegmentMapper:
+    """What mappers of maps share: picture and map go through the same transforms, and a segment is an instance."""
+
+    def __init__(self, is_train: bool, augmentations: Sequence[T.Augmentation], image_format: str) -> None:
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.reader = PictureReader(image_format, is_train)
+
+    def __call__(self, record: Record) -> Record | None:
+        sample, image = self.reader.read(record)
+        if image is None:
+            return None
+        labels = self._labels(record, image) if self.is_train else None
+        if self.is_train and labels is None:
+            return None
+        pixels, _ = transformed(image, self.augmentations, labels)
+        sample["image"] = image_tensor(pixels.image)
+        if pixels.sem_seg is not None:
+            numbers, classes = self._segments(record, pixels.sem_seg)
+            masks = [np.asarray(pixels.sem_seg == number) for number in numbers]
+            sample["instances"] = segment_instances(masks, classes, pixels.image.shape[:2])
+        return sample
+
+    def _labels(self, record: Record, image: np.ndarray) -> np.ndarray | None:
+        """(H, W) numbers of segments, in a type that can be resized; None where the map cannot be read."""
+        raise NotImplementedError
+
+    def _segments(self, record: Record, labels: np.ndarray) -> tuple[list[int], list[int]]:
+        """The numbers in the transformed map (H, W) that become instances, and the class of each."""
+        raise NotImplementedError
+
+
 @MAPPER_REGISTRY.register()
-class PanopticMapper:
+class PanopticMapper(_SegmentMapper):
     """A record with a panoptic map to a model input: `image` (C, H, W) uint8 and, in training, `instances`.
 
     Each segment is one of the instances: `gt_masks` (`BitMasks`), `gt_boxes` around them, and `gt_classes`, the
@@ -41,32 +73,14 @@ class PanopticMapper:
 
     @configurable
     def __init__(self, *, is_train: bool, augmentations: Sequence[T.Augmentation], image_format: str = "RGB") -> None:
-        self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
-        self.reader = PictureReader(image_format, is_train)
+        super().__init__(is_train, augmentations, image_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read INPUT; raises as :func:`closed_set_arguments`."""
         return closed_set_arguments(cfg, is_train)
 
-    def __call__(self, record: Record) -> Record | None:
-        sample, image = self.reader.read(record)
-        if image is None:
-            return None
-        labels = self._segment_numbers(record, image) if self.is_train else None
-        if self.is_train and labels is None:
-            return None
-        pixels, _ = transformed(image, self.augmentations, labels)
-        sample["image"] = image_tensor(pixels.image)
-        if self.is_train:
-            objects = [(n, s) for n, s in enumerate(record["segments_info"], 1) if not s.get("iscrowd", 0)]
-            masks = [np.asarray(pixels.sem_seg == number) for number, _ in objects]
-            classes = [segment["category_id"] for _, segment in objects]
-            sample["instances"] = segment_instances(masks, classes, pixels.image.shape[:2])
-        return sample
-
-    def _segment_numbers(self, record: Record, image: np.ndarray) -> np.ndarray | None:
+    def _labels(self, record: Record, image: np.ndarray) -> np.ndarray | None:
         """(H, W): which of `segments_info` a pixel belongs to, counted from 1; 0 is none."""
         path, segments = record["pan_seg_file_name"], record["segments_info"]
         ids = self.reader.read_labels(path, read_panoptic_map, image)
@@ -77,6 +91,10 @@ class PanopticMapper:
         for number, segment in enumerate(segments, 1):
             numbers[ids == segment["id"]] = number
         return resizable(numbers, len(segments))
+
+    def _segments(self, record: Record, labels: np.ndarray) -> tuple[list[int], list[int]]:
+        segments = [(n, s["category_id"]) for n, s in enumerate(record["segments_info"], 1) if not s.get("iscrowd", 0)]
+        return [number for number, _ in segments], [category for _, category in segments]
 
 
 class LabelRange(NamedTuple):
@@ -94,7 +112,7 @@ class LabelRange(NamedTuple):
 
 
 @MAPPER_REGISTRY.register()
-class SemanticMapper:
+class SemanticMapper(_SegmentMapper):
     """A record with a semantic map to a model input: `image` (C, H, W) uint8 and, in training, `instances`.
 
     Each class that is present is one of the instances: `gt_masks` (`BitMasks`) of its pixels, `gt_boxes` around them
@@ -119,9 +137,7 @@ class SemanticMapper:
         image_format: str = "RGB",
         labels: Mapping[str, LabelRange] | None = None,
     ) -> None:
-        self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
-        self.reader = PictureReader(image_format, is_train)
+        super().__init__(is_train, augmentations, image_format)
         self.labels = dict(labels or {})
 
     @classmethod
@@ -140,22 +156,6 @@ class SemanticMapper:
             raise ValueError(f"the sets of DATASETS.TRAIN ignore different labels ({ignored}); train on them apart")
         return {**arguments, "augmentations": build_semantic_augmentations(cfg, ignored[0]), "labels": labels}
 
-    def __call__(self, record: Record) -> Record | None:
-        sample, image = self.reader.read(record)
-        if image is None:
-            return None
-        labels = self._labels(record, image) if self.is_train else None
-        if self.is_train and labels is None:
-            return None
-        pixels, _ = transformed(image, self.augmentations, labels)
-        sample["image"] = image_tensor(pixels.image)
-        if pixels.sem_seg is not None:
-            ignored = self._range_of(record).ignore_label
-            classes = [int(label) for label in np.unique(pixels.sem_seg) if label != ignored]
-            masks = [np.asarray(pixels.sem_seg == label) for label in classes]
-            sample["instances"] = segment_instances(masks, classes, pixels.image.shape[:2])
-        return sample
-
     def _labels(self, record: Record, image: np.ndarray) -> np.ndarray | None:
         path = record["sem_seg_file_name"]
         labels = self.reader.read_labels(path, read_semantic_map, image)
@@ -169,6 +169,11 @@ class SemanticMapper:
                 f"{allowed.num_classes - 1}, and {allowed.ignore_label} for pixels without one; prepare its maps again"
             )
         return resizable(labels, max(largest, allowed.ignore_label))
+
+    def _segments(self, record: Record, labels: np.ndarray) -> tuple[list[int], list[int]]:
+        ignored = self._range_of(record).ignore_label
+        classes = [int(label) for label in np.unique(labels) if label != ignored]
+        return classes, classes
 
     def _range_of(self, record: Record) -> LabelRange:
         name = record.get("dataset_name")
