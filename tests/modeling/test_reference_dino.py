@@ -48,14 +48,13 @@ def build(config: str, weights: dict[str, Tensor], *opts: Any) -> Any:
 class Case:
     """One golden case through our model, the golden selection injected."""
 
-    def __init__(self, golden: dict[str, np.ndarray], model: Any, inputs: list[dict[str, Any]]) -> None:
-        self.golden, self.model, self.inputs = golden, model, inputs
+    def __init__(self, stored: Any, model: Any, inputs: list[dict[str, Any]]) -> None:
+        self.stored, self.golden, self.model, self.inputs = stored, stored.arrays, model, inputs
         with torch.no_grad():
             images = model.preprocess_image(inputs)
             self.features = model.extract_features(images)
             self.position = model.pixel_decoder.position_embedding(self.features)
             self.memory: Memory = model.pixel_decoder(self.features, None)[0]
-            self.scores: Tensor
             queries, self.encoder = self.with_golden_selection(
                 lambda: model.query_selection(self.memory, None, model.transformer_decoder)
             )
@@ -64,25 +63,16 @@ class Case:
 
     def with_golden_selection(self, run: Any) -> Any:
         """`run()` while the tokens that the reference selected are selected."""
-        selection = self.model.query_selection
         indices = torch.from_numpy(self.golden["topk_indices"].astype(np.int64))
+        return self.stored.selected(self.model, indices, run)
 
-        def select(scores: Tensor, memory: Memory) -> tuple[Tensor, None]:
-            self.scores = scores
-            return indices, None
-
-        selection.select = select
-        try:
-            return run()
-        finally:
-            del selection.select
+    @property
+    def scores(self) -> Tensor:
+        """(B, S): what the tokens are ranked by."""
+        return self.stored.scores
 
     def check(self, ours: Tensor, name: str, atol: float) -> None:
-        expected = self.golden[name]
-        assert tuple(ours.shape) == expected.shape, name
-        finite = np.isfinite(expected)
-        np.testing.assert_array_equal(np.isfinite(ours.numpy()), finite, err_msg=name)
-        np.testing.assert_allclose(ours.numpy()[finite], expected[finite], rtol=0, atol=atol, err_msg=name)
+        self.stored.check(ours, name, atol)
 
     def check_detections(self, results: list[dict[str, Any]]) -> None:
         """Scores in order; boxes are matched by label and score, whose gaps go below the noise."""
@@ -112,11 +102,11 @@ def inputs_of(fill: ModuleType, pictures: list[tuple[int, int, int, int, int]]) 
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, recipe_weights: Any, reference: Any, fill: ModuleType) -> Case:
+def case(request: pytest.FixtureRequest, recipe_weights: Any, reference: Any, fill: ModuleType, golden_of: Any) -> Case:
     config, pictures = CASES[request.param]
     golden = dict(np.load(reference / "dino" / f"golden_{request.param}.npz"))
     weights = recipe_weights("dino", f"manifest_{request.param.removesuffix('_single')}.json")
-    return Case(golden, build(config, weights), inputs_of(fill, pictures))
+    return Case(golden_of(golden), build(config, weights), inputs_of(fill, pictures))
 
 
 def test_levels_and_encoder(case: Case) -> None:
@@ -231,7 +221,7 @@ def stored_noise(arrays: dict[str, Tensor]) -> DenoisingNoise:
     )
 
 
-def test_mmdet(recipe_weights: Any, reference: Any, fill: ModuleType) -> None:
+def test_mmdet(recipe_weights: Any, reference: Any, fill: ModuleType, golden_of: Any) -> None:
     """mmdet's DINO, whose heads and bias differ."""
     golden = dict(np.load(reference / "mmdet" / "golden_mmdet_dino_r50_4scale.npz"))
     weights = recipe_weights(
@@ -242,7 +232,7 @@ def test_mmdet(recipe_weights: Any, reference: Any, fill: ModuleType) -> None:
         weights,
         *("MODEL.QUERY_SELECTION.NUM_QUERIES", 100, "TEST.DETECTIONS_PER_IMAGE", 50),
     )
-    case = Case(golden, model, inputs_of(fill, TWO))
+    case = Case(golden_of(golden), model, inputs_of(fill, TWO))
     for level, feature in enumerate(case.features.maps):
         case.check(feature[:, ::16], f"neck_out{level}_sub", 1e-4)
     case.check(case.scores, "topk_score_all_tokens", 2e-4)
