@@ -6,7 +6,6 @@ import datetime
 import logging
 import os
 import random
-import sys
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 from grounding_dino.engine.ema import WeightAverage
 from grounding_dino.engine.evaluations import EvaluationRecord
 from grounding_dino.engine.lora import BEST_FOLDER, Adapters, save_adapters
+from grounding_dino.engine.process_memory import peak_resident_bytes
 
 import numpy as np
 import torch
@@ -147,12 +147,8 @@ def peak_memory() -> tuple[float, str]:
     """The most memory in use so far in MB, and which: of torch on the GPU, else of this process (NaN if unknown)."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20, "GPU"
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan"), "unknown"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else kilobytes
-    return peak / (2**20 if sys.platform == "darwin" else 2**10), "RSS"
+    peak = peak_resident_bytes()
+    return (peak / 2**20, "RSS") if peak else (float("nan"), "unknown")
 
 
 class BestModelFile(GroundingCheckpointer):

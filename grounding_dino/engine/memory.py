@@ -15,6 +15,7 @@ from typing import Any
 import grounding_dino.modeling  # noqa: F401  (registers the models)
 from grounding_dino.engine.lora import build_adapters
 from grounding_dino.engine.optimizer import OPTIMIZERS, build_optimizer
+from grounding_dino.engine.process_memory import peak_resident_bytes
 from grounding_dino.engine.train_step import TrainStep
 
 import torch
@@ -164,7 +165,7 @@ def measure_memory(cfg: CfgNode, sample: Sample, size: Size, pictures: int, obje
         peak, how = torch.cuda.max_memory_allocated(), "one step was run; the peak is what torch took of the GPU"
     else:
         peak, how = parts.weight_bytes() + counter.peak, "one step was run; the peak counts tensors"
-        resident = _resident_bytes()
+        resident = peak_resident_bytes()
         how += f"; the whole process took {format_bytes(resident)}" if resident else ""
     return TrainingMemory(*fixed, activations, peak, size, pictures, objects, how)
 
@@ -236,13 +237,3 @@ def _pixels(size: Size) -> int:
 
 def _text(size: Size) -> str:
     return f"{size[1]} x {size[0]}"
-
-
-def _resident_bytes() -> int:
-    """The most memory that this process has had so far, 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

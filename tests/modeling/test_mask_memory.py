@@ -11,9 +11,8 @@ pytestmark = pytest.mark.slow
 
 LIMIT = 6e9  # bytes
 BUILD = """
-import resource
-
 import grounding_dino.modeling
+from grounding_dino.engine.process_memory import peak_resident_bytes
 from grounding_dino.model_zoo import load_cfg
 
 import torch
@@ -40,7 +39,7 @@ with torch.no_grad():
     (found,) = model.eval()([{"image": torch.randint(256, (3, 800, 1333), dtype=torch.uint8)}])
 assert set(found) == {"instances", "panoptic_seg", "sem_seg"}
 """
-PEAK = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+PEAK = "\nprint(peak_resident_bytes())\n"
 
 
 @pytest.mark.parametrize(
