@@ -15,6 +15,7 @@ def add_grounding_dino_config(cfg: CN) -> None:
     _add_text_encoder(cfg)
     _add_pixel_decoder(cfg)
     _add_transformer_decoder(cfg)
+    _add_dense_head(cfg)
     _add_training(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -84,6 +85,9 @@ def _add_text_encoder(cfg: CN) -> None:
     cfg.MODEL.TEXT_ENCODER.MAX_POSITIONS = 512
     cfg.MODEL.TEXT_ENCODER.VOCABULARY_SIZE = 30522
     cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.1
+    cfg.MODEL.TEXT_ENCODER.PROJECTION_ON = True  # a linear layer to EMBED_DIM; False: BERT's own features (GLIP)
+    # Tokens attend inside their own phrase alone; False: to the whole prompt, which no period closes (GLIP).
+    cfg.MODEL.TEXT_ENCODER.SUB_SENTENCE_ON = True
     cfg.MODEL.TEXT_ENCODER.FREEZE_ON = False
     cfg.MODEL.TEXT_ENCODER.CACHE_SIZE = 1024  # prompts whose features are kept at inference
     cfg.MODEL.TEXT_ENCODER.ACTIVATION_CHECKPOINTING_ON = False
@@ -156,6 +160,32 @@ def _add_transformer_decoder(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD.EMBED_DIM = 256  # channels of mask features
 
 
+def _add_dense_head(cfg: CN) -> None:
+    """GLIP's."""
+    cfg.MODEL.DENSE_HEAD = CN()
+    cfg.MODEL.DENSE_HEAD.IN_FEATURES = ["stage2", "stage3", "stage4"]  # finest first; two coarser levels are added
+    cfg.MODEL.DENSE_HEAD.NUM_BLOCKS = 6
+    cfg.MODEL.DENSE_HEAD.NUM_GROUPS = 16  # of the norms behind deformable convolutions
+    cfg.MODEL.DENSE_HEAD.ACTIVATION_CHECKPOINTING_ON = False
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION = CN()  # in every block; its text layers have the sizes of TEXT_ENCODER's
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION.ENABLED_ON = True
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION.EMBED_DIM = 2048
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION.NUM_HEADS = 8
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION.DROPOUT = 0.1
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION.DROP_PATH_RATE = 0.0
+    cfg.MODEL.DENSE_HEAD.TEXT_FUSION.INIT_SCALE = 1 / 6  # of the residual branch (gamma)
+    # Rows of learned vectors, one added to each place of the prompt (prompt tuning); 0: none. Released files have none.
+    cfg.MODEL.DENSE_HEAD.PROMPT_VECTORS = 0
+    cfg.MODEL.DENSE_HEAD.ANCHOR_SCALE = 8.0  # side of the anchors in strides
+    cfg.MODEL.DENSE_HEAD.NUM_CANDIDATES = 9  # of a level and object that the assignment looks at (ATSS)
+    cfg.MODEL.DENSE_HEAD.SCORE_THRESHOLD = 0.05  # categories of places that score less are dropped; before centerness
+    cfg.MODEL.DENSE_HEAD.PRE_NMS_TOPK = 1000  # pairs of place and category kept of each level
+    cfg.MODEL.DENSE_HEAD.NMS_THRESHOLD = 0.6
+    # The authors rank a level's pairs by score and centerness, and overlaps count the last pixel; mmdet does neither.
+    cfg.MODEL.DENSE_HEAD.RANK_BY_CENTERNESS_ON = True
+    cfg.MODEL.DENSE_HEAD.NMS_LAST_PIXEL_ON = True
+
+
 def _add_training(cfg: CN) -> None:
     cfg.MODEL.DENOISING = CN()
     cfg.MODEL.DENOISING.ENABLED_ON = True
@@ -180,6 +210,7 @@ def _add_training(cfg: CN) -> None:
     cfg.MODEL.LOSS.CLASS_WEIGHT = 1.0
     cfg.MODEL.LOSS.L1_WEIGHT = 5.0
     cfg.MODEL.LOSS.GIOU_WEIGHT = 2.0
+    cfg.MODEL.LOSS.CENTERNESS_WEIGHT = 1.0  # GLIP
     cfg.MODEL.LOSS.FOCAL_ALPHA = 0.25
     cfg.MODEL.LOSS.FOCAL_GAMMA = 2.0
     cfg.MODEL.LOSS.CLASS = "focal"  # or "cross_entropy", with one more column for "no object"

@@ -19,7 +19,7 @@ from grounding_dino.pictures import RgbArray, read_picture
 from grounding_dino.predictor import describe_non_finite
 from grounding_dino.structures import Predictions, Prompt
 from grounding_dino.text.phrases import decode_phrases, phrases_to_categories
-from grounding_dino.text.prompt import build_caption_prompt, preprocess_caption
+from grounding_dino.text.prompt import preprocess_caption
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import numpy as np
@@ -146,7 +146,7 @@ def predict(
 @torch.no_grad()
 def _run(model: Any, image: Tensor, caption: str) -> tuple[Prompt, Predictions]:
     """The raw answer for one normalised picture and one caption; ValueError if it is NaN."""
-    prompt = build_caption_prompt(caption, model.text_encoder.tokenizer, model.text_encoder.max_tokens)
+    prompt = model.text_encoder.prompts.of_caption(caption)
     features = model.extract_features([image.to(model.device)])
     answer: tuple[Prompt, Predictions] = model.predict(features, [[prompt]])[0][0]
     if answer[1].pred_logits.isnan().any() or not answer[1].pred_boxes.isfinite().all():

@@ -19,7 +19,6 @@ from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, l
 from grounding_dino.pictures import IMAGE_FORMATS, RgbArray, to_rgb
 from grounding_dino.structures import InstanceList
 from grounding_dino.text.phrases import best_words, decode_phrases
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 
 import numpy as np
 import torch
@@ -156,9 +155,9 @@ class GroundingPredictor:
         encoder: Any = self.model.text_encoder
         for prompt in self._prompts(categories, caption, None):
             if "caption" in prompt:
-                build_caption_prompt(prompt["caption"], encoder.tokenizer, encoder.max_tokens)
+                encoder.prompts.of_caption(prompt["caption"])
             elif "categories" in prompt:
-                build_category_prompts(prompt["categories"], encoder.tokenizer, encoder.max_tokens)
+                encoder.prompts.of_categories(prompt["categories"])
 
     def _prompts(self, categories: Any, caption: Any, count: int | None) -> list[dict[str, Any]]:
         """As :func:`_prompts_of`; for a model of fixed classes nothing, and ValueError for any text."""
@@ -215,7 +214,7 @@ class GroundingPredictor:
 
     def _name_phrases(self, found: Instances, caption: str, text_threshold: float) -> Instances:
         encoder: Any = self.model.text_encoder
-        prompt = build_caption_prompt(caption, encoder.tokenizer, encoder.max_tokens)
+        prompt = encoder.prompts.of_caption(caption)
         phrases = decode_phrases(found.token_logits, prompt, encoder.tokenizer, text_threshold)
         words = best_words(found.token_logits, prompt, encoder.tokenizer)
         found.remove("token_logits")

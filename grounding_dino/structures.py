@@ -124,6 +124,28 @@ class DecoderOutput:
 
 
 @dataclass(frozen=True)
+class DensePredictions:
+    """One prediction for every place of every level (GLIP), places in rows, levels finest first.
+
+    Places of level l lie at (column + 0.5, row + 0.5) x its stride in pixels of the padded picture.
+    """
+
+    token_logits: list[Tensor]  # L x (B, h * w, T); -inf at padded text tokens
+    box_deltas: list[Tensor]  # L x (B, h * w, 4): see `anchors.decode_boxes`
+    centerness: list[Tensor]  # L x (B, h * w) logits
+    sizes: tuple[tuple[int, int], ...]  # (h, w) of each level
+
+    def of_picture(self, index: int) -> DensePredictions:
+        """One picture's, without the batch axis."""
+        return DensePredictions(
+            [level[index] for level in self.token_logits],
+            [level[index] for level in self.box_deltas],
+            [level[index] for level in self.centerness],
+            self.sizes,
+        )
+
+
+@dataclass(frozen=True)
 class Targets:
     """Ground truth of one picture with N objects."""
 

@@ -23,12 +23,17 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Linear, ReLU, dropout, linear: the position-wise network of a transformer layer (weights `0` and `2`)."""
+    """Linear, ReLU (or `activation`), dropout, linear: the position-wise network of a transformer layer.
 
-    def __init__(self, embed_dim: int, ffn_dim: int, dropout: float = 0.0) -> None:
+    Its weights are `0` and `2`.
+    """
+
+    def __init__(
+        self, embed_dim: int, ffn_dim: int, dropout: float = 0.0, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__(
             nn.Linear(embed_dim, ffn_dim),
-            nn.Sequential(nn.ReLU(), nn.Dropout(dropout)),
+            nn.Sequential(activation(), nn.Dropout(dropout)),
             nn.Linear(ffn_dim, embed_dim),
         )
 

@@ -1,4 +1,4 @@
-"""Text encoders: prompts -> features of the detector's width, with BERT's weights under `bert.*`."""
+"""Text encoders: prompts -> features, with BERT's weights under `bert.*`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
 from grounding_dino.text.bert_weights import load_bert_weights
 from grounding_dino.text.feature_cache import FeatureCache
 from grounding_dino.text.prompt import collate_prompts
+from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
 
 import torch
@@ -58,7 +59,7 @@ def build_bert(
 
 @TEXT_ENCODER_REGISTRY.register()
 class BertEncoder(nn.Module):
-    """BERT with sub-sentence attention, then a linear layer to the detector's width.
+    """BERT over the attention ranges of prompts, then a linear layer to the detector's width where it has one.
 
     At inference (eval mode, no gradient) the features of a prompt are kept, so a second picture with the same
     prompt does not run BERT. Entries are valid for the weights, device, precision and prompt they were computed
@@ -68,8 +69,9 @@ class BertEncoder(nn.Module):
     Args:
         bert: a `transformers.BertModel`.
         tokenizer: its vocabulary.
-        embed_dim: width of the returned embeddings.
-        max_tokens: longest prompt; callers build prompts with it.
+        embed_dim: width of the returned embeddings; None returns BERT's own.
+        max_tokens: longest prompt.
+        sub_sentence: tokens attend inside their phrase alone, see :class:`PromptBuilder`, which `prompts` is.
         freeze: BERT keeps its weights and stays in eval mode; the projection is trained.
         cache_size: prompts whose features are kept.
 
@@ -83,8 +85,9 @@ class BertEncoder(nn.Module):
         *,
         bert: transformers.BertModel,
         tokenizer: WordPieceTokenizer,
-        embed_dim: int,
+        embed_dim: int | None,
         max_tokens: int = 256,
+        sub_sentence: bool = True,
         freeze: bool = False,
         cache_size: int = 1024,
         activation_checkpointing: bool = False,
@@ -100,13 +103,14 @@ class BertEncoder(nn.Module):
                 f"MODEL.TEXT_ENCODER.MAX_TOKENS {max_tokens} exceeds MAX_POSITIONS "
                 f"{bert.config.max_position_embeddings}: one long phrase would have no position embedding"
             )
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+        self.prompts = PromptBuilder(tokenizer, max_tokens, sub_sentence)
         self.freeze = freeze
         self.bert = bert
-        self.projection = nn.Linear(bert.config.hidden_size, embed_dim)
-        nn.init.xavier_uniform_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        self.projection: nn.Module = nn.Identity()
+        if embed_dim is not None:
+            self.projection = nn.Linear(bert.config.hidden_size, embed_dim)
+            nn.init.xavier_uniform_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
         self._cache = FeatureCache(cache_size)
         if freeze:
             self.bert.requires_grad_(False)
@@ -133,16 +137,29 @@ class BertEncoder(nn.Module):
         return {
             "bert": bert,
             "tokenizer": build_tokenizer(options.VOCABULARY),
-            "embed_dim": cfg.MODEL.EMBED_DIM,
+            "embed_dim": cfg.MODEL.EMBED_DIM if options.PROJECTION_ON else None,
             "max_tokens": options.MAX_TOKENS,
+            "sub_sentence": options.SUB_SENTENCE_ON,
             "freeze": options.FREEZE_ON,
             "cache_size": options.CACHE_SIZE,
             "activation_checkpointing": options.ACTIVATION_CHECKPOINTING_ON,
         }
 
     @property
+    def tokenizer(self) -> WordPieceTokenizer:
+        return self.prompts.tokenizer
+
+    @property
+    def max_tokens(self) -> int:
+        return self.prompts.max_tokens
+
+    @property
     def device(self) -> torch.device:
-        return self.projection.weight.device
+        return self._any_weight().device
+
+    def _any_weight(self) -> Tensor:
+        """One that quantisation and adapters leave as it is."""
+        return self.bert.embeddings.word_embeddings.weight
 
     def train(self, mode: bool = True) -> BertEncoder:
         super().train(mode)
@@ -212,7 +229,7 @@ class BertEncoder(nn.Module):
         device_type = self.device.type
         if torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
-        return self.projection.weight.dtype
+        return self._any_weight().dtype
 
     def _to_device(self, text: TokenizedText) -> TokenizedText:
         return TokenizedText(

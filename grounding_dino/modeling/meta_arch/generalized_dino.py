@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +13,23 @@ from grounding_dino.modeling.fixed_classes import FixedClasses, fixed_classes
 from grounding_dino.modeling.input_projection import InputProjection, pyramid_of_padded, pyramid_of_pictures
 from grounding_dino.modeling.losses.criterion import SetCriterion
 from grounding_dino.modeling.mask_results import MaskResults
-from grounding_dino.modeling.meta_arch.ground_truth import ground_truth, picture_name
+from grounding_dino.modeling.meta_arch.detector import (
+    PictureFormat,
+    PromptedDetector,
+    groups_of_equal_size,
+    padded_to_multiple,
+    size_of,
+)
 from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
 from grounding_dino.modeling.pixel_decoder.mask_features import STRIDE, mask_size
 from grounding_dino.modeling.postprocess import postprocess_picture
 from grounding_dino.modeling.transformer_decoder import build_query_selection, build_transformer_decoder
 from grounding_dino.modeling.transformer_decoder.decoder import prepend_denoising
 from grounding_dino.modeling.transformer_decoder.denoising import DenoisingGenerator
-from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt, Targets, TextFeatures
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
+from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt
 from grounding_dino.text.text_encoder import build_text_encoder
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
 from detectron2.structures import ImageList
@@ -50,28 +53,9 @@ class InferenceOptions:
     masks: MaskResults | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class PictureFormat:
-    """How pictures enter the model.
-
-    Attributes:
-        mean, std: of each channel, 0 to 255, in the order of the input.
-        padding_counts: padding is picture to the model, which boxes and masks are relative to, too.
-        divisibility: where padding counts, what pictures are padded to a multiple of.
-    """
-
-    mean: Sequence[float]
-    std: Sequence[float]
-    padding_counts: bool = False
-    divisibility: int = 0
-
-
 @META_ARCH_REGISTRY.register()
-class GeneralizedDINO(nn.Module):
+class GeneralizedDINO(PromptedDetector):
     """Grounding DINO (and, by other parts, DINO and Mask DINO): pictures and prompts to losses or `Instances`."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -90,32 +74,23 @@ class GeneralizedDINO(nn.Module):
         pictures: PictureFormat,
         inference: InferenceOptions = InferenceOptions(),
     ) -> None:
-        """Either `text_encoder` or `classes` says what can be found.
-
-        Raises:
-            ValueError: both, or neither.
-        """
-        super().__init__()
-        if (text_encoder is None) == (classes is None):
-            raise ValueError("a model has either a text encoder (MODEL.TEXT_ENCODER.NAME) or a fixed list of classes")
-        self.backbone = backbone
+        """Either `text_encoder` or `classes` says what can be found; ValueError for both, or neither."""
+        super().__init__(
+            backbone=backbone,
+            text_encoder=text_encoder,
+            classes=classes,
+            pictures=pictures,
+            categories_per_prompt=inference.categories_per_prompt,
+        )
         self.in_features = list(in_features)
         self.input_projection = input_projection
-        self.text_encoder = text_encoder
-        self.classes = classes
         self.pixel_decoder = pixel_decoder
         self.query_selection = query_selection
         self.transformer_decoder = transformer_decoder
         self.denoising = denoising
         self.criterion = criterion
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pictures.mean, pictures.std))
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
-        self.padding_counts = pictures.padding_counts
-        self.divisibility = pictures.divisibility if pictures.padding_counts else backbone.size_divisibility
         self.pad_before_backbone = inference.pad_before_backbone
         self.detections_per_image = inference.detections_per_image
-        self.categories_per_prompt = inference.categories_per_prompt
         self.masks = inference.masks
 
     @classmethod
@@ -146,11 +121,6 @@ class GeneralizedDINO(nn.Module):
             ),
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is, and its inputs go."""
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses by name in training, else one dict a picture with `instances` (see `postprocess_picture`).
 
@@ -165,50 +135,9 @@ class GeneralizedDINO(nn.Module):
             return self.losses(features, [p[0] for p in prompts], batched_inputs)
         predictions = self.predict(features, prompts)
         return [
-            postprocess_picture(found, inputs, _size(image), self.detections_per_image, self.masks, frame)
+            postprocess_picture(found, inputs, size_of(image), self.detections_per_image, self.masks, frame)
             for found, inputs, image, frame in zip(predictions, batched_inputs, images, features.frames)
         ]
-
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
-        """Normalised pictures (3, H, W), each in its own size.
-
-        Raises:
-            ValueError: a picture has another number of channels, or no pixel.
-        """
-        dtype = next(self.pixel_decoder.parameters()).dtype
-        images = []
-        for inputs in batched_inputs:
-            image = inputs["image"]
-            if image.dim() != 3 or len(image) != len(self.pixel_mean) or image.numel() == 0:
-                raise ValueError(
-                    f"the image of {picture_name(inputs)} has the shape {tuple(image.shape)}, but the model takes "
-                    f"({len(self.pixel_mean)}, height, width); repeat the channel of a greyscale picture"
-                )
-            image = image.to(self.device, torch.promote_types(dtype, torch.float32))
-            images.append(((image - self.pixel_mean) / self.pixel_std).to(dtype))
-        return images
-
-    def prompts_of(self, inputs: dict[str, Any]) -> Sequence[Prompt | FixedClasses]:
-        """What a picture is asked for: prompts, several where its categories do not fit in one, or the classes."""
-        if self.classes is not None:
-            _check_nothing_else_asked(inputs, self.classes)
-            return [self.classes]
-        encoder: Any = self.text_encoder
-        tokenizer, max_tokens = encoder.tokenizer, encoder.max_tokens
-        if "categories" in inputs:
-            at_once = inputs.get("names_per_prompt", 0 if self.training else self.categories_per_prompt)
-            prompts = build_category_prompts(inputs["categories"], tokenizer, max_tokens, at_once)
-            if self.training and len(prompts) > 1:
-                raise ValueError(
-                    f"the {len(inputs['categories'])} categories of {picture_name(inputs)} take more than {max_tokens} "
-                    "tokens; sample fewer in training (INPUT.NUM_NEGATIVE_CATEGORIES)"
-                )
-            return prompts
-        if "caption" in inputs:
-            return [build_caption_prompt(inputs["caption"], tokenizer, max_tokens, inputs.get("phrases"))]
-        raise ValueError(
-            f"the input {picture_name(inputs)} names nothing to look for: give it 'categories' or 'caption'"
-        )
 
     def extract_features(self, images: list[Tensor]) -> FeaturePyramid:
         """The projected pyramid of a batch.
@@ -218,24 +147,21 @@ class GeneralizedDINO(nn.Module):
         """
         if self.training or self.pad_before_backbone:
             batch = ImageList.from_tensors(images, self.divisibility)
-            padded = _size(batch.tensor)
-            sizes = [padded if self.padding_counts else _size(image) for image in images]
+            padded = size_of(batch.tensor)
+            sizes = [padded if self.padding_counts else size_of(image) for image in images]
             maps, mask_map = self._project(batch.tensor)
             return pyramid_of_padded(maps, sizes, padded, mask_map)
         if self.padding_counts:
-            images = [_padded_to_multiple(image, self.divisibility) for image in images]
-        groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, image in enumerate(images):
-            groups[image.shape].append(i)
+            images = [padded_to_multiple(image, self.divisibility) for image in images]
         pictures: list[list[Tensor]] = [[] for _ in images]
         mask_maps: dict[int, Tensor] = {}
-        for members in groups.values():
+        for members in groups_of_equal_size(images):
             maps, mask_map = self._project(torch.stack([images[i] for i in members]))
             for row, i in enumerate(members):
                 pictures[i] = [m[row] for m in maps]
                 if mask_map is not None:
                     mask_maps[i] = mask_map[row]
-        sizes = [_size(image) for image in images]
+        sizes = [size_of(image) for image in images]
         return pyramid_of_pictures(pictures, sizes, [mask_maps[i] for i in sorted(mask_maps)] or None)
 
     def _project(self, batch: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -266,10 +192,6 @@ class GeneralizedDINO(nn.Module):
         queries, _ = self.query_selection(memory, text, self.transformer_decoder)
         return self.transformer_decoder(queries, memory, text, all_layers=False)
 
-    def encode_text(self, prompts: Sequence[Prompt | FixedClasses]) -> TextFeatures | None:
-        """Features of one prompt a picture; None for fixed classes."""
-        return None if self.text_encoder is None else self.text_encoder(prompts)
-
     def losses(
         self,
         features: FeaturePyramid,
@@ -297,25 +219,6 @@ class GeneralizedDINO(nn.Module):
         output = self.transformer_decoder(queries, memory, text)
         output = dataclasses.replace(output, encoder=encoder)
         return self.criterion(output, targets, noised, None if text is None else text.padding_mask)
-
-    def target_of(
-        self,
-        inputs: dict[str, Any],
-        asked: Prompt | FixedClasses,
-        frame: Sequence[int],
-        num_tokens: int,
-        mask_frame: tuple[int, int] | None = None,
-    ) -> Targets:
-        """The ground truth of a picture where the model is; see :func:`ground_truth`."""
-        target = ground_truth(inputs, asked, frame, num_tokens, mask_frame)
-        return dataclasses.replace(
-            target,
-            **{
-                field.name: part.to(self.device)
-                for field in dataclasses.fields(target)
-                if (part := getattr(target, field.name)) is not None
-            },
-        )
 
 
 def _build_projection(cfg: CfgNode, backbone: Backbone) -> InputProjection:
@@ -346,27 +249,6 @@ def _build_projection(cfg: CfgNode, backbone: Backbone) -> InputProjection:
         mask_input,
         bias=decoder.PROJECTION_BIAS_ON,
     )
-
-
-def _check_nothing_else_asked(inputs: dict[str, Any], classes: FixedClasses) -> None:
-    """A model of fixed classes finds these, whatever a text says; names of its classes are fine."""
-    names = inputs.get("categories")
-    if "caption" in inputs or (names is not None and len(names) != len(classes)):
-        asked = f"caption {inputs['caption'][:40]!r}" if "caption" in inputs else f"{len(names or ())} categories"
-        raise ValueError(
-            f"{picture_name(inputs)} is asked for with a {asked}, but the model finds {len(classes)} fixed classes and "
-            "reads no text (MODEL.TEXT_ENCODER.NAME is empty)"
-        )
-
-
-def _size(image: Tensor) -> tuple[int, int]:
-    """(h, w) of a picture or a batch of them."""
-    return image.shape[-2], image.shape[-1]
-
-
-def _padded_to_multiple(image: Tensor, divisibility: int) -> Tensor:
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % max(1, divisibility), 0, -height % max(1, divisibility)))
 
 
 def _of_picture(predictions: Predictions, index: int, frame: tuple[int, int]) -> Predictions:

@@ -10,7 +10,7 @@ from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
 from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures, mask_ratios
-from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer
+from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer, text_position_embedding
 from grounding_dino.structures import FeaturePyramid, Memory, TextFeatures
 
 import torch
@@ -57,6 +57,7 @@ class EncoderLayer(nn.Module):
         tokens: Tensor,
         text_tokens: Tensor | None,
         text: TextFeatures | None,
+        text_position: Tensor | None,
         position: Tensor,
         reference_points: Tensor,
         memory: Memory,
@@ -64,13 +65,13 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """`tokens` (B, S, C) and `text_tokens` (B, T, C) are this layer's input, and its output.
 
-        `text` gives the text's masks and positions, `memory` the layout of the levels, `position` (B, S, C) and
-        `reference_points` (B, S, L, 2) the place of each image token.
+        `text` gives the text's masks, `text_position` (B, T, C) where its tokens stand, `memory` the layout of the
+        levels, `position` (B, S, C) and `reference_points` (B, S, L, 2) the place of each image token.
         """
         if self.fusion is not None and text is not None:
             tokens, text_tokens = self.fusion(tokens, text_tokens, padding_mask, text.padding_mask)
         if self.text_layer is not None and text is not None:
-            text_tokens = self.text_layer(text, text_tokens)
+            text_tokens = self.text_layer(text_tokens, text.attention_mask, text_position)
         return self.image_layer(tokens, position, reference_points, memory, padding_mask), text_tokens
 
 
@@ -110,12 +111,11 @@ class DeformableEncoder(nn.Module):
             decoder.FFN_DIM,
             decoder.DROPOUT,
         )
-        text_layer = decoder.TEXT_LAYER
         layers = [
             EncoderLayer(
                 ImageLayer(*image_layer),
                 _build_fusion(cfg) if has_text else None,
-                TextLayer(dim, text_layer.NUM_HEADS, text_layer.FFN_DIM, text_layer.DROPOUT) if has_text else None,
+                _build_text_layer(cfg) if has_text else None,
             )
             for _ in range(decoder.NUM_LAYERS)
         ]
@@ -138,9 +138,11 @@ class DeformableEncoder(nn.Module):
         reference_points = encoder_reference_points(memory)
         # without padding the masks are all False: leaving them out saves a pass and allows faster attention
         padding_mask = memory.padding_mask if memory.has_padding else None
-        tokens, text_tokens = memory.features, None if text is None else text.embeddings
+        tokens, text_tokens, text_position = memory.features, None, None
+        if text is not None:
+            text_tokens, text_position = text.embeddings, text_position_embedding(text)
         for layer in self.layers:
-            inputs = (tokens, text_tokens, text, position, reference_points, memory, padding_mask)
+            inputs = (tokens, text_tokens, text, text_position, position, reference_points, memory, padding_mask)
             if self.activation_checkpointing and self.training:
                 tokens, text_tokens = checkpoint(layer, *inputs, use_reentrant=False)
             else:
@@ -172,6 +174,11 @@ def _build_fusion(cfg: CfgNode) -> TextFusionLayer:
         drop_path=fusion.DROP_PATH_RATE,
         init_scale=fusion.INIT_SCALE,
     )
+
+
+def _build_text_layer(cfg: CfgNode) -> TextLayer:
+    layer, dim = cfg.MODEL.PIXEL_DECODER.TEXT_LAYER, cfg.MODEL.EMBED_DIM
+    return TextLayer(dim, layer.NUM_HEADS, FeedForward(dim, layer.FFN_DIM, layer.DROPOUT), layer.DROPOUT)
 
 
 def flatten_levels(features: FeaturePyramid) -> Memory:

@@ -13,7 +13,10 @@ from torchvision.ops import StochasticDepth
 
 
 class TextFusionLayer(nn.Module):
-    """Bi-attention as a residual on the *normed* tokens, each branch scaled by a learned gamma (GLIP)."""
+    """Bi-attention as a residual on the *normed* tokens, each branch scaled by a learned gamma (GLIP).
+
+    Text tokens have `text_dim` channels, by default as many as the image's, `embed_dim`.
+    """
 
     def __init__(
         self,
@@ -24,13 +27,15 @@ class TextFusionLayer(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         init_scale: float = 1e-4,
+        text_dim: int | None = None,
     ) -> None:
         super().__init__()
+        text_dim = embed_dim if text_dim is None else text_dim
         self.norm_image = nn.LayerNorm(embed_dim)
-        self.norm_text = nn.LayerNorm(embed_dim)
-        self.attention = BiAttention(embed_dim, embed_dim, attention_dim, num_heads, dropout)
+        self.norm_text = nn.LayerNorm(text_dim)
+        self.attention = BiAttention(embed_dim, text_dim, attention_dim, num_heads, dropout)
         self.gamma_image = nn.Parameter(torch.full((embed_dim,), init_scale))
-        self.gamma_text = nn.Parameter(torch.full((embed_dim,), init_scale))
+        self.gamma_text = nn.Parameter(torch.full((text_dim,), init_scale))
         self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
 
     def forward(
@@ -45,20 +50,34 @@ class TextFusionLayer(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """A post-norm transformer layer over the text, attending inside each phrase."""
+    """A post-norm transformer layer over the text, attending where the text's own attention mask allows it.
 
-    def __init__(self, embed_dim: int, num_heads: int, ffn_dim: int, dropout: float = 0.0) -> None:
+    By default as in Grounding DINO; `ffn` and `norm_eps` make it a layer of BERT.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        ffn: FeedForward,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.self_attention = MultiheadAttention(embed_dim, num_heads, dropout)
-        self.norm1 = nn.LayerNorm(embed_dim)
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
-        self.norm2 = nn.LayerNorm(embed_dim)
+        self.norm1 = nn.LayerNorm(embed_dim, norm_eps)
+        self.ffn = ffn
+        self.norm2 = nn.LayerNorm(embed_dim, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, text: TextFeatures, tokens: Tensor) -> Tensor:
-        """`tokens` (B, T, C) are this layer's input; `text` gives their positions and attention mask."""
-        position = sine_embedding(text.position_ids[..., None], tokens.shape[-1]).to(tokens.dtype)
-        query = tokens + position
-        attended = self.self_attention(query, query, tokens, text.attention_mask[:, None])
+    def forward(self, tokens: Tensor, attention_mask: Tensor, position: Tensor | None = None) -> Tensor:
+        """`tokens` (B, T, C) -> the same shape; `attention_mask` (B, T, T); `position` (B, T, C), None adds none."""
+        query = tokens if position is None else tokens + position.to(tokens.dtype)
+        attended = self.self_attention(query, query, tokens, attention_mask[:, None])
         tokens = self.norm1(tokens + self.dropout(attended))
         return self.norm2(tokens + self.dropout(self.ffn(tokens)))
+
+
+def text_position_embedding(text: TextFeatures) -> Tensor:
+    """(B, T, C): the sine embedding of each token's place in its phrase (Grounding DINO)."""
+    return sine_embedding(text.position_ids[..., None], text.embeddings.shape[-1])

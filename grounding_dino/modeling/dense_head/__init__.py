@@ -1,0 +1,1 @@
+"""GLIP's head: one prediction for every place of a feature pyramid."""

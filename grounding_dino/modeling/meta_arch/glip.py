@@ -1,0 +1,222 @@
+"""GLIP (Li et al., "Grounded language-image pre-training", CVPR 2022): a dense detector that text is fused into."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
+from grounding_dino.modeling.dense_head.anchors import place_anchors
+from grounding_dino.modeling.dense_head.dense_criterion import DenseCriterion
+from grounding_dino.modeling.dense_head.detections import DenseDetections
+from grounding_dino.modeling.dense_head.dyhead import DyHead
+from grounding_dino.modeling.dense_head.token_head import TokenHead
+from grounding_dino.modeling.meta_arch.detector import (
+    PictureFormat,
+    PromptedDetector,
+    groups_of_equal_size,
+    padded_to_multiple,
+    size_of,
+)
+from grounding_dino.structures import DensePredictions, Prompt, TextFeatures
+from grounding_dino.text.text_encoder import build_text_encoder
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+NUM_EXTRA_LEVELS = 2  # of the pyramid, beyond the backbone's maps
+
+
+@META_ARCH_REGISTRY.register()
+class GLIP(PromptedDetector):
+    """Pictures and prompts to losses or `Instances`."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_features: Sequence[str],
+        pyramid: nn.Module,
+        strides: Sequence[int],
+        text_encoder: nn.Module | None,
+        prompt_vectors: nn.Embedding | None,
+        tower: nn.Module,
+        head: nn.Module,
+        anchor_scale: float,
+        criterion: DenseCriterion,
+        detections: DenseDetections,
+        pictures: PictureFormat,
+        categories_per_prompt: int = 0,
+        pad_before_backbone: bool = False,
+    ) -> None:
+        """
+        Args:
+            pyramid: from the backbone's maps, finest first, to those of `strides`.
+            prompt_vectors: learned vectors added to the text's features by place (prompt tuning); None without.
+            tower: see :class:`DyHead`.
+            head: see :class:`TokenHead`.
+            anchor_scale: side of the anchors in strides.
+            pad_before_backbone: pad pictures to the batch's largest also at inference.
+        """
+        super().__init__(
+            backbone=backbone,
+            text_encoder=text_encoder,
+            classes=None,
+            pictures=pictures,
+            categories_per_prompt=categories_per_prompt,
+        )
+        self.in_features = list(in_features)
+        self.pyramid = pyramid
+        self.strides = list(strides)
+        self.prompt_vectors = prompt_vectors
+        self.tower = tower
+        self.head = head
+        self.anchor_scale = anchor_scale
+        self.criterion = criterion
+        self.detections = detections
+        self.pad_before_backbone = pad_before_backbone
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that the configuration names."""
+        backbone = build_backbone(cfg)
+        if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
+            checkpoint_blocks(backbone)
+        head, text, dim = cfg.MODEL.DENSE_HEAD, cfg.MODEL.TEXT_ENCODER, cfg.MODEL.EMBED_DIM
+        channels, strides = _channels_and_strides(cfg, backbone)
+        return {
+            "backbone": backbone,
+            "in_features": head.IN_FEATURES,
+            "pyramid": FeaturePyramidNetwork(channels, dim, extra_blocks=LastLevelP6P7(dim, dim)),
+            "strides": strides,
+            "text_encoder": build_text_encoder(cfg),
+            "prompt_vectors": _prompt_vectors(head.PROMPT_VECTORS, text.HIDDEN_SIZE),
+            "tower": DyHead(cfg),
+            "head": TokenHead(dim, text.HIDDEN_SIZE, len(strides)),
+            "anchor_scale": head.ANCHOR_SCALE,
+            "criterion": DenseCriterion(cfg),
+            "detections": DenseDetections.from_config(cfg),
+            "pictures": PictureFormat(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, True, cfg.MODEL.SIZE_DIVISIBILITY),
+            "categories_per_prompt": cfg.TEST.CATEGORIES_PER_PROMPT,
+            "pad_before_backbone": cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses by name in training, else one dict a picture with `instances` (see `DenseDetections.of_picture`).
+
+        Each input has `image` (C, H, W) uint8 or float 0 to 255, and `categories` or `caption` (with optional
+        `phrases`); in training also `instances`, whose `gt_classes` count that picture's categories or phrases.
+        """
+        images = self.preprocess_image(batched_inputs)
+        prompts = [self.text_prompts_of(inputs) for inputs in batched_inputs]
+        if self.training:
+            return self.losses(images, [p[0] for p in prompts], batched_inputs)
+        predictions = self.predict(images, prompts)
+        return [
+            self.detections.of_picture(found, self.anchors(found[0][1]), inputs, size_of(image))
+            for found, inputs, image in zip(predictions, batched_inputs, images)
+        ]
+
+    def extract_features(self, batch: Tensor) -> list[Tensor]:
+        """The levels' maps (B, C, h, w), finest first, of pictures (B, 3, H, W)."""
+        maps = self.backbone(batch)
+        return list(self.pyramid(OrderedDict((name, maps[name]) for name in self.in_features)).values())
+
+    def predict(
+        self, images: Sequence[Tensor], prompts: Sequence[Sequence[Prompt]]
+    ) -> list[list[tuple[Prompt, DensePredictions]]]:
+        """For each picture its prompts with what was found, without a batch axis.
+
+        Padding is not masked, so pictures meet only those of their own padded size; the maps are shared by all prompts.
+        """
+        if self.pad_before_backbone:
+            images = list(ImageList.from_tensors(list(images), self.divisibility).tensor)
+        images = [padded_to_multiple(image, self.divisibility) for image in images]
+        found: list[list[tuple[Prompt, DensePredictions]]] = [[] for _ in prompts]
+        for members in groups_of_equal_size(images):
+            maps = self.extract_features(torch.stack([images[i] for i in members]))
+            for row in itertools.zip_longest(*(prompts[i] for i in members)):
+                rows = [j for j, prompt in enumerate(row) if prompt is not None]
+                chosen = [row[j] for j in rows]
+                output = self.detect([m[rows] for m in maps] if len(rows) < len(members) else maps, chosen)
+                for k, j in enumerate(rows):
+                    found[members[j]].append((chosen[k], output.of_picture(k)))
+        return found
+
+    def detect(self, maps: Sequence[Tensor], prompts: Sequence[Prompt]) -> DensePredictions:
+        """One prompt a picture through tower and head."""
+        return self.head_outputs(maps, self.encode_text(prompts))
+
+    def encode_text(self, prompts: Sequence[Prompt]) -> TextFeatures:  # type: ignore[override]
+        """Features of one prompt a picture, with the learned vectors of their places.
+
+        Raises:
+            ValueError: a prompt is longer than there are learned vectors.
+        """
+        text: TextFeatures = self.text_encoder(prompts)
+        if self.prompt_vectors is None:
+            return text
+        length, rows = text.embeddings.shape[1], self.prompt_vectors.num_embeddings
+        if length > rows:
+            raise ValueError(
+                f"a prompt has {length} tokens, but there are {rows} learned vectors "
+                "(MODEL.DENSE_HEAD.PROMPT_VECTORS); name fewer categories in it, or train more vectors"
+            )
+        return dataclasses.replace(text, embeddings=text.embeddings + self.prompt_vectors.weight[:length])
+
+    def head_outputs(self, maps: Sequence[Tensor], text: TextFeatures) -> DensePredictions:
+        """What tower and head say of every place."""
+        levels, tokens = self.tower(maps, text)
+        output: DensePredictions = self.head(levels, tokens, text)
+        return output
+
+    def anchors(self, predictions: DensePredictions) -> list[Tensor]:
+        """Of each level (h * w, 4) cxcywh in pixels of the padded picture."""
+        return place_anchors(predictions.sizes, self.strides, self.anchor_scale, predictions.centerness[0])
+
+    def losses(
+        self, images: Sequence[Tensor], prompts: Sequence[Prompt], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of pictures that are padded to the batch's largest."""
+        batch = ImageList.from_tensors(list(images), self.divisibility)
+        text = self.encode_text(prompts)
+        frames = [size_of(image) for image in images]
+        targets = [
+            self.target_of(inputs, prompt, frame, text.padding_mask.shape[1])
+            for inputs, prompt, frame in zip(batched_inputs, prompts, frames)
+        ]
+        predictions = self.head_outputs(self.extract_features(batch.tensor), text)
+        return self.criterion(predictions, self.anchors(predictions), targets, frames, text.padding_mask)
+
+
+def _prompt_vectors(rows: int, text_dim: int) -> nn.Embedding | None:
+    if rows == 0:
+        return None
+    vectors = nn.Embedding(rows, text_dim)
+    nn.init.zeros_(vectors.weight)
+    return vectors
+
+
+def _channels_and_strides(cfg: CfgNode, backbone: Backbone) -> tuple[list[int], list[int]]:
+    """Channels of the backbone's maps, and strides of the pyramid's levels.
+
+    Raises:
+        ValueError: the backbone does not give one of the maps.
+    """
+    shapes, names = backbone.output_shape(), list(cfg.MODEL.DENSE_HEAD.IN_FEATURES)
+    missing = [name for name in names if name not in shapes]
+    if missing:
+        given = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
+        raise ValueError(f"MODEL.DENSE_HEAD.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives {given}")
+    strides = [int(shapes[name].stride or 0) for name in names]
+    extra = [strides[-1] * 2 ** (k + 1) for k in range(NUM_EXTRA_LEVELS)]
+    return [int(shapes[name].channels or 0) for name in names], [*strides, *extra]
