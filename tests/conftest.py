@@ -37,6 +37,18 @@ TINY_OPTS = [
     *("MODEL.TRANSFORMER_DECODER.FFN_DIM", 32, "MODEL.CLASS_HEAD.SCALE", "sqrt_dim", "MODEL.CLASS_HEAD.BIAS_ON", True),
 ]
 
+# A GLIP of one block, which runs in milliseconds. Groups of GroupNorm have two channels.
+TINY_GLIP_OPTS = [
+    *("MODEL.DEVICE", "cpu", "MODEL.EMBED_DIM", 32, "MODEL.WEIGHTS", "", "MODEL.RELEASE.URL", ""),
+    *("MODEL.SWIN.EMBED_DIM", 8, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [1, 2, 2, 2]),
+    *("MODEL.SWIN.WINDOW_SIZE", 4, "MODEL.SWIN.DROP_PATH_RATE", 0.0),
+    *("MODEL.TEXT_ENCODER.HIDDEN_SIZE", 16, "MODEL.TEXT_ENCODER.NUM_LAYERS", 1, "MODEL.TEXT_ENCODER.NUM_HEADS", 2),
+    *("MODEL.TEXT_ENCODER.FFN_DIM", 32, "MODEL.TEXT_ENCODER.DROPOUT", 0.0),
+    *("MODEL.DENSE_HEAD.NUM_BLOCKS", 1, "MODEL.DENSE_HEAD.TEXT_FUSION.EMBED_DIM", 32),
+    *("MODEL.DENSE_HEAD.TEXT_FUSION.NUM_HEADS", 2, "MODEL.DENSE_HEAD.TEXT_FUSION.DROPOUT", 0.0),
+    *("MODEL.DENSE_HEAD.TEXT_FUSION.INIT_SCALE", 0.5, "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
+]
+
 # A model of fixed classes with masks: three things, two kinds of stuff. Groups of GroupNorm have two channels, so that
 # maps of one pixel do not vanish, and random weights give segments.
 TINY_MASK_CLASSES = ["disc", "bar", "cross", "sky", "grass"]
@@ -90,6 +102,31 @@ def tiny_model(tiny_cfg: CfgNode) -> torch.nn.Module:
     with torch.no_grad():  # zero-initialised heads would hide the differences that tests look for
         for name, parameter in model.named_parameters():
             if "box_head" in name or "sampling_offsets.weight" in name or "attention_weights.weight" in name:
+                parameter.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_glip_cfg() -> CfgNode:
+    """The configuration of a tiny GLIP with fusion that runs in milliseconds."""
+    from grounding_dino.model_zoo import load_cfg
+
+    return load_cfg("glip_t_c", TINY_GLIP_OPTS)
+
+
+@pytest.fixture
+def tiny_glip(tiny_glip_cfg: CfgNode) -> torch.nn.Module:
+    """A tiny GLIP with random weights, in eval mode, whose scores do not all lie below the threshold of detections."""
+    import grounding_dino.modeling  # noqa: F401
+
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    model = build_model(tiny_glip_cfg)
+    with torch.no_grad():
+        model.head.bias.zero_()
+        for name, parameter in model.named_parameters():
+            if name.startswith(("head.", "tower.")) and parameter.dim() > 1:
                 parameter.normal_(std=0.2)
     return model.eval()
 
