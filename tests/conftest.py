@@ -186,7 +186,9 @@ def recipe_weights(fill: ModuleType):
     def build(folder: str, manifest: str, shapes: dict[str, list[int]] | None = None) -> dict[str, torch.Tensor]:
         root = REFERENCE / folder
         names = {**json.loads((root / manifest).read_text()), **(shapes or {})}
-        overrides = json.loads((root / "fill_overrides.json").read_text())
+        overrides = {}
+        for file in sorted(root.glob("fill_overrides*.json")):  # one a format, whose names fit no other's
+            overrides |= json.loads(file.read_text())
         state = fill.fill_state_dict(names)
         for name in state:
             for pattern, factor in overrides.items():
