@@ -12,6 +12,8 @@ from grounding_dino.checkpoint.files import EXTRAS_PREFIX, STATE_KEYS, Checkpoin
 from grounding_dino.checkpoint.rules import StateDict, Table
 from grounding_dino.checkpoint.tables import (
     dino_official,
+    glip_mmdet,
+    glip_official,
     grounding_dino_huggingface,
     grounding_dino_mmdet,
     grounding_dino_official,
@@ -30,14 +32,14 @@ class Format:
     origin: str
     model: str
     signature: tuple[str, ...]
-    decoder_layer: str  # pattern whose group 1 numbers the decoder layers
-    table_of: Callable[[int, Mapping[str, Tensor]], Table]  # (number of decoder layers, our or their state)
+    table_of: Callable[[Mapping[str, Tensor]], Table]  # of a state in our names or in theirs
     state_key: str = ""  # where the origin's files hold the tensors; "" at the top
     prefix: str = ""  # of every name in the origin's files
 
 
-def _mmdet_table(num_layers: int, tensors: Mapping[str, Tensor]) -> Table:
+def _mmdet_table(tensors: Mapping[str, Tensor]) -> Table:
     """mmdet numbers projections of maps and of extra levels apart, and norms by the attentions that there are."""
+    num_layers = _num_decoder_layers(tensors)
     has_text = any(".cross_attn_text." in name or ".text_attention." in name for name in tensors)
     convolutions = _indices(tensors, r"neck\.convs\.(\d+)\.")
     if convolutions:
@@ -56,8 +58,7 @@ FORMATS = (
         "official",
         "grounding_dino",
         (r"transformer\.encoder\.fusion_layers\.", r"bert\.", r"feat_map\."),
-        r"transformer\.decoder\.layers\.(\d+)\.",
-        lambda num_layers, _: grounding_dino_official.table(num_layers),
+        lambda tensors: grounding_dino_official.table(_num_decoder_layers(tensors)),
         state_key="model",
         prefix="module.",
     ),
@@ -65,23 +66,20 @@ FORMATS = (
         "official",
         "dino",
         (r"transformer\.decoder\.layers\.", r"transformer\.enc_out_class_embed\.", r"label_enc\."),
-        r"transformer\.decoder\.layers\.(\d+)\.",
-        dino_official.table,
+        lambda tensors: dino_official.table(_num_decoder_layers(tensors), tensors),
         state_key="model",
     ),
     Format(
         "official",
         "mask_dino",
         (r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.", r"sem_seg_head\.predictor\.decoder\.layers\."),
-        r"sem_seg_head\.predictor\.decoder\.layers\.(\d+)\.",
-        mask_dino_official.table,
+        lambda tensors: mask_dino_official.table(_num_decoder_layers(tensors), tensors),
         state_key="model",
     ),
     Format(
         "mmdet",
         "grounding_dino",
         (r"encoder\.fusion_layers\.", r"language_model\.language_backbone\.", r"text_feat_map\."),
-        r"decoder\.layers\.(\d+)\.",
         _mmdet_table,
         state_key="state_dict",
     ),
@@ -89,7 +87,6 @@ FORMATS = (
         "mmdet",
         "dino",
         (r"encoder\.layers\.", r"decoder\.layers\.", r"memory_trans_fc\.", r"bbox_head\.cls_branches\.\d+\.weight"),
-        r"decoder\.layers\.(\d+)\.",
         _mmdet_table,
         state_key="state_dict",
     ),
@@ -97,11 +94,29 @@ FORMATS = (
         "huggingface",
         "grounding_dino",
         (r"model\.encoder\.layers\.\d+\.fusion_layer\.", r"model\.text_backbone\.", r"model\.input_proj_vision\."),
-        r"model\.decoder\.layers\.(\d+)\.",
-        lambda num_layers, _: grounding_dino_huggingface.table(num_layers),
+        lambda tensors: grounding_dino_huggingface.table(_num_decoder_layers(tensors)),
+    ),
+    Format(
+        "official",
+        "glip",
+        (r"rpn\.head\.dyhead_tower\.", r"language_backbone\.", r"backbone\.fpn\."),
+        glip_official.table,
+        state_key="model",
+        prefix="module.",
+    ),
+    Format(
+        "mmdet",
+        "glip",
+        (r"bbox_head\.head\.dyhead_tower\.", r"language_model\.language_backbone\.", r"neck\.lateral_convs\."),
+        glip_mmdet.table,
+        state_key="state_dict",
     ),
 )
-_OUR_SIGNATURE = (r"transformer_decoder\.layers\.\d+\.", r"query_selection\.")
+# of models that decode queries, and of GLIP
+_OUR_SIGNATURES = (
+    (r"transformer_decoder\.layers\.\d+\.", r"query_selection\."),
+    (r"tower\.blocks\.\d+\.convolution\.", r"head\.level_scales\."),
+)
 
 
 @dataclass(frozen=True)
@@ -138,12 +153,12 @@ def translate_checkpoint(content: Mapping[str, Any], path: str) -> LoadedCheckpo
     tensors, extras, rest = split_content(content)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; its entries are {sorted(map(str, content))[:10]}")
-    if _has_all(tensors, _OUR_SIGNATURE):
+    if any(_has_all(tensors, signature) for signature in _OUR_SIGNATURES):
         extras.update({k[len(EXTRAS_PREFIX) :]: v for k, v in tensors.items() if k.startswith(EXTRAS_PREFIX)})
         state = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS_PREFIX)}
         return LoadedCheckpoint(path, OURS, model_of(state), state, extras, rest=rest)
     form = recognise(tensors, path)
-    table = form.table_of(_count_layers(tensors, form.decoder_layer), tensors)
+    table = form.table_of(tensors)
     try:
         translation = table.to_ours(tensors)
     except CheckpointError as error:
@@ -164,8 +179,8 @@ def recognise(names: Iterable[str], path: str = "the checkpoint") -> Format:
     known = sorted({form.origin for form in FORMATS} | {OURS})
     raise CheckpointError(
         f"{path} holds {len(names)} tensors of a model that is not known here ({', '.join(sorted(names)[:5])}, ...); "
-        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, DINO from its authors and mmdet, and "
-        "the authors' Mask DINO. "
+        f"known are Grounding DINO and MM-Grounding-DINO from {', '.join(known)}, DINO and GLIP from their authors and "
+        "mmdet, and the authors' Mask DINO. "
         "Weights of a backbone alone belong into MODEL.BACKBONE.WEIGHTS, of a text encoder alone into "
         "MODEL.TEXT_ENCODER.WEIGHTS"
     )
@@ -173,6 +188,8 @@ def recognise(names: Iterable[str], path: str = "the checkpoint") -> Format:
 
 def model_of(state: Mapping[str, Tensor]) -> str:
     """Which of the models that formats name a state in our names is."""
+    if any(name.startswith("tower.") for name in state):
+        return "glip"
     if any(name.startswith("text_encoder.") for name in state):
         return "grounding_dino"
     return "mask_dino" if any(name.startswith("transformer_decoder.mask_head.") for name in state) else "dino"
@@ -189,11 +206,6 @@ def format_of(origin: str, model: str) -> Format:
             return form
     known = [form.origin for form in FORMATS if form.model == model]
     raise CheckpointError(f"no format {origin!r} of {model} is known here; choose from {[*known, OURS]}")
-
-
-def table_for_writing(form: Format, state: Mapping[str, Tensor]) -> Table:
-    """The table that translates our `state` to `form`."""
-    return form.table_of(_count_layers(state, r"transformer_decoder\.layers\.(\d+)\."), state)
 
 
 def split_content(content: Mapping[str, Any]) -> tuple[StateDict, StateDict, dict[str, Any]]:
@@ -223,5 +235,7 @@ def _indices(names: Iterable[str], pattern: str) -> set[int]:
     return {int(match.group(1)) for name in names if (match := re.match(pattern, name))}
 
 
-def _count_layers(names: Iterable[str], pattern: str) -> int:
-    return max(_indices(names, pattern), default=-1) + 1
+def _num_decoder_layers(names: Iterable[str]) -> int:
+    """Decoder layers under the names of any format, ours among them."""
+    decoders = r"(?:transformer_decoder|(?:transformer\.|model\.|sem_seg_head\.predictor\.)?decoder)"
+    return max(_indices(names, rf"{decoders}\.layers\.(\d+)\."), default=-1) + 1

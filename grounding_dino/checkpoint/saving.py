@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from grounding_dino.checkpoint.files import EXTRAS_PREFIX, CheckpointError
-from grounding_dino.checkpoint.origins import OURS, format_of, model_of, table_for_writing
+from grounding_dino.checkpoint.origins import OURS, format_of, model_of
 from grounding_dino.checkpoint.rules import StateDict
 
 import safetensors.torch
@@ -99,7 +99,7 @@ def translate_for(
     if origin == OURS:
         return dict(state), dict(extras)
     form = format_of(origin, model_of(state))
-    table = table_for_writing(form, state)
+    table = form.table_of(state)
     translation = table.to_theirs({**state, **extras})
     aside = {name: {**state, **extras}[name] for name in translation.unknown}
     homeless = [n for n in aside if n not in extras and not any(re.match(pattern, n) for pattern in table.absent)]

@@ -17,9 +17,8 @@ BOX_HEADS = "transformer_decoder.box_heads."
 CLASS_HEADS = "transformer_decoder.class_heads."
 
 
-def fusion(theirs: str) -> list[Rule]:
-    """Bi-attention blocks under the prefix `theirs`."""
-    ours = "pixel_decoder.layers.{i}.fusion."
+def fusion(theirs: str, ours: str = "pixel_decoder.layers.{i}.fusion.") -> list[Rule]:
+    """Bi-attention blocks under the prefixes `theirs` and `ours`."""
     return [
         Rule(f"{ours}norm_image.{{p}}", f"{theirs}layer_norm_v.{{p}}"),
         Rule(f"{ours}norm_text.{{p}}", f"{theirs}layer_norm_l.{{p}}"),
