@@ -217,7 +217,7 @@ class SwinTransformer(Backbone):
         self._out_feature_channels = dict(zip(names, dims))
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(names)}
         self.patch_embed = PatchEmbed(embed_dim)
-        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()  # numbers also on "meta"
+        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
         self.layers = nn.ModuleList(
             SwinStage(
                 dim=dims[i],
