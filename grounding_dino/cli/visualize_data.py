@@ -50,16 +50,15 @@ def training_samples(cfg: CfgNode) -> Iterator[dict[str, Any]]:
 def write_drawings(cfg: CfgNode, samples: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """A .png of each sample, and a contact sheet of all; returns the paths."""
     from grounding_dino.data.sample_drawing import contact_sheet, draw_sample
-    from grounding_dino.text.tokenizer import build_tokenizer
+    from grounding_dino.text.prompt_builder import PromptBuilder
 
     from PIL import Image
 
-    options = cfg.MODEL.TEXT_ENCODER
-    tokenizer = build_tokenizer(options.VOCABULARY)
+    prompts = PromptBuilder.from_config(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     drawings, paths = [], []
     for number, sample in enumerate(samples):
-        drawings.append(draw_sample(sample, tokenizer, options.MAX_TOKENS, cfg.INPUT.FORMAT))
+        drawings.append(draw_sample(sample, prompts, cfg.INPUT.FORMAT))
         paths.append(folder / f"{number:03d}_{Path(sample.get('file_name', 'picture')).stem}.png")
         Image.fromarray(drawings[-1]).save(paths[-1])
     Image.fromarray(contact_sheet(drawings)).save(folder / SHEET)

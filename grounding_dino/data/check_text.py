@@ -10,14 +10,8 @@ from typing import Any
 from grounding_dino.data.findings import ERROR, WARNING, Findings
 from grounding_dino.data.mappers.own_text import phrases_of
 from grounding_dino.data.text_sampling import name_cost
-from grounding_dino.text.prompt import (
-    build_caption_prompt,
-    build_category_prompts,
-    encode_name,
-    name_fault,
-    normalised_name,
-)
-from grounding_dino.text.tokenizer import build_tokenizer
+from grounding_dino.text.prompt import encode_name, normalised_name
+from grounding_dino.text.prompt_builder import PromptBuilder
 
 from detectron2.config import CfgNode
 
@@ -26,16 +20,16 @@ class TextCheck:
     """Names and captions, held against MODEL.TEXT_ENCODER.MAX_TOKENS."""
 
     def __init__(self, cfg: CfgNode, findings: Findings) -> None:
-        options = cfg.MODEL.TEXT_ENCODER
-        self.tokenizer = build_tokenizer(options.VOCABULARY)
-        self.max_tokens = options.MAX_TOKENS
+        self.prompts = PromptBuilder.from_config(cfg)
+        self.tokenizer = self.prompts.tokenizer
+        self.max_tokens = self.prompts.max_tokens
         self.findings = findings
         self.longest_name: tuple[int, str] = (0, "")
         self.longest_caption = 0
 
     def add_name(self, name: str, where: str) -> bool:
         """Check a category or an expression; whether a prompt can hold it."""
-        fault = name_fault(name, self.tokenizer, self.max_tokens)
+        fault = self.prompts.name_fault(name)
         tokens = encode_name(name, self.tokenizer)
         self.longest_name = max(self.longest_name, (len(tokens), name))
         if fault:
@@ -51,11 +45,11 @@ class TextCheck:
         caption, where = record["caption"], record.get("file_name", "")
         try:
             with _quiet_prompts():
-                prompt = build_caption_prompt(caption, self.tokenizer, self.max_tokens, phrases_of(record))
+                prompt = self.prompts.of_caption(caption, phrases_of(record))
         except (TypeError, ValueError) as error:
             self.findings.note(ERROR, "captions that are no prompt", f"{where}: {error}")
             return
-        length = len(self.tokenizer.encode(caption)) + (not caption.rstrip().endswith("."))
+        length = self.prompts.caption_length(caption)
         self.longest_caption = max(self.longest_caption, length)
         if length > self.max_tokens:
             self.findings.note(
@@ -76,8 +70,12 @@ class TextCheck:
         if not usable:
             return {}
         with _quiet_prompts():
-            prompts = build_category_prompts(usable, self.tokenizer, self.max_tokens)
-        tokens = 2 + sum(name_cost(name, self.tokenizer) for name in written.values())
+            prompts = self.prompts.of_categories(usable)
+        tokens = (
+            self.max_tokens
+            - self.prompts.names_budget
+            + sum(name_cost(name, self.tokenizer) for name in written.values())
+        )
         return {"tokens of all names": f"{tokens} (limit {self.max_tokens})", "prompts for all names": len(prompts)}
 
     def facts(self) -> dict[str, Any]:

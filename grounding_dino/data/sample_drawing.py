@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grounding_dino.structures import Prompt
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
+from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 from grounding_dino.visualization import color_of, draw_objects
 
@@ -30,9 +30,7 @@ _MARGIN = 8
 _TEXT, _QUIET = (0, 0, 0), (110, 110, 110)
 
 
-def draw_sample(
-    sample: dict[str, Any], tokenizer: WordPieceTokenizer, max_tokens: int, image_format: str = "RGB"
-) -> Picture:
+def draw_sample(sample: dict[str, Any], prompts: PromptBuilder, image_format: str = "RGB") -> Picture:
     """A training sample: its picture with boxes, masks and labels, and below it the prompt, token by token.
 
     The tokens that an object is the answer to stand on its colour, which is that of its class within this prompt. Where
@@ -42,10 +40,10 @@ def draw_sample(
     Args:
         sample: `image` (3, H, W) uint8, `instances`, and `categories` or `caption` with `phrases` if there is a text,
             as mappers give it.
-        max_tokens: where captions are cut.
+        prompts: how the model reads its text.
         image_format: order of the channels, "RGB" or "BGR".
     """
-    prompt = _prompt_of(sample, tokenizer, max_tokens)
+    prompt = _prompt_of(sample, prompts)
     names_of_classes = prompt.names if prompt else class_names(sample.get("dataset_name", ""))
     instances = sample["instances"]
     classes = instances.gt_classes.tolist()
@@ -63,7 +61,9 @@ def draw_sample(
     names = (sample.get("dataset_name", ""), os.path.basename(sample.get("file_name", "")))
     facts = (*names, f"{width} x {height}", f"objects: {len(classes)}")
     header = "   ".join(fact for fact in facts if fact)
-    return np.concatenate([drawn, prompt_panel(prompt, sorted(set(classes)), tokenizer, drawn.shape[1], header)])
+    return np.concatenate(
+        [drawn, prompt_panel(prompt, sorted(set(classes)), prompts.tokenizer, drawn.shape[1], header)]
+    )
 
 
 def class_names(dataset_name: str) -> list[str]:
@@ -125,11 +125,11 @@ def contact_sheet(pictures: Sequence[Picture], width: int = 400) -> Picture:
     return np.asarray(sheet)
 
 
-def _prompt_of(sample: dict[str, Any], tokenizer: WordPieceTokenizer, max_tokens: int) -> Prompt | None:
+def _prompt_of(sample: dict[str, Any], prompts: PromptBuilder) -> Prompt | None:
     if "caption" in sample:
-        return build_caption_prompt(sample["caption"], tokenizer, max_tokens, sample.get("phrases"))
+        return prompts.of_caption(sample["caption"], sample.get("phrases"))
     if "categories" in sample:
-        return build_category_prompts(sample["categories"], tokenizer, max_tokens)[0]
+        return prompts.of_categories(sample["categories"])[0]
     return None
 
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
 from grounding_dino.text.prompt import encode_name, normalised_name
-from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+from grounding_dino.text.prompt_builder import PromptBuilder
+from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import numpy as np
 
@@ -53,8 +54,7 @@ class TextSampler:
         num_negatives: names of absent categories a prompt; -1 lists all that fit.
         full_probability: how often all `num_negatives` are listed; else their number is uniform from 1.
         shuffle: random order of the names; else the data set's.
-        max_tokens: tokens of a prompt, [CLS] and [SEP] included.
-        vocabulary: a WordPiece vocabulary file; "" for the packaged one.
+        prompts: what a prompt of the model holds; by default one of :class:`PromptBuilder`'s own.
         split_names: a prompt asks for "cup/mug" by one of its parts, drawn at random; else by the name as it is.
 
     Raises:
@@ -67,22 +67,22 @@ class TextSampler:
         num_negatives: int = -1,
         full_probability: float = 0.5,
         shuffle: bool = True,
-        max_tokens: int = 256,
-        vocabulary: str = "",
+        prompts: PromptBuilder | None = None,
         split_names: bool = False,
     ) -> None:
         if num_negatives < -1:
             raise ValueError(f"the number of negative categories is {num_negatives}; use -1 (all) or 0 and more")
         if not 0 <= full_probability <= 1:
             raise ValueError(f"the probability of a full list of negatives is {full_probability}; use 0 to 1")
-        if max_tokens < 4:
-            raise ValueError(f"a prompt of {max_tokens} tokens holds no name; use at least 4")
+        prompts = PromptBuilder() if prompts is None else prompts
+        if prompts.max_tokens < 4:
+            raise ValueError(f"a prompt of {prompts.max_tokens} tokens holds no name; use at least 4")
         self.num_negatives = num_negatives
         self.full_probability = full_probability
         self.shuffle = shuffle
         self.split_names = split_names
-        self.budget = max_tokens - 2
-        self.tokenizer = build_tokenizer(vocabulary)
+        self.budget = prompts.names_budget
+        self.tokenizer = prompts.tokenizer
 
     def word(self, names: Sequence[str]) -> list[str]:
         """The names as one prompt asks for them: where they are split, a part of each."""

@@ -11,8 +11,7 @@ from typing import Any
 
 from grounding_dino.data.datasets.groups import expand_groups
 from grounding_dino.data.text_sampling import TextSampler
-from grounding_dino.text.prompt import name_fault
-from grounding_dino.text.tokenizer import build_tokenizer
+from grounding_dino.text.prompt_builder import PromptBuilder
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -120,13 +119,12 @@ def check_names(cfg: CfgNode, names: Iterable[str], where: str) -> None:
     Raises:
         ValueError: one cannot; the message says how long a name may be.
     """
-    options = cfg.MODEL.TEXT_ENCODER
-    tokenizer = build_tokenizer(options.VOCABULARY)
+    prompts = PromptBuilder.from_config(cfg)
     for name in names:
-        fault = name_fault(name, tokenizer, options.MAX_TOKENS)
+        fault = prompts.name_fault(name)
         if fault:
             raise ValueError(
-                f"the name {name[:80]!r} of {where} {fault} (MODEL.TEXT_ENCODER.MAX_TOKENS is {options.MAX_TOKENS}; "
+                f"the name {name[:80]!r} of {where} {fault} (MODEL.TEXT_ENCODER.MAX_TOKENS is {prompts.max_tokens}; "
                 "NAMES_FILE of DATASETS.TEXT can give it another name)"
             )
 
@@ -152,8 +150,7 @@ def _settings(cfg: CfgNode, given: Mapping[str, Any]) -> TextSettings:
         full_probability=values["FULL_NEGATIVES_PROBABILITY"],
         shuffle=values["SHUFFLE_CATEGORIES_ON"],
         split_names=values["SPLIT_NAMES_ON"],
-        max_tokens=cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
-        vocabulary=cfg.MODEL.TEXT_ENCODER.VOCABULARY,
+        prompts=PromptBuilder.from_config(cfg),
     )
     names = read_names_file(values["NAMES_FILE"]) if values["NAMES_FILE"] else {}
     return TextSettings(sampler, values["RANDOM_FLIP"], names)

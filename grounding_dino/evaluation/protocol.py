@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
-from grounding_dino.text.tokenizer import build_tokenizer
+from grounding_dino.text.prompt_builder import PromptBuilder
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -31,39 +30,38 @@ def common_protocol(cfg: CfgNode, num_pictures: int, limited: str = "picture") -
 
 
 def prompt_protocol(cfg: CfgNode, text: str | Sequence[str]) -> dict[str, str]:
-    """The prompt as the model gets it, a caption or names, and how a list too long for one prompt was split.
+    """The prompt as the model gets it, a caption or names, and how a list too long for one prompt was split: at "|".
 
     Warns where MODEL.TEXT_ENCODER.CACHE_SIZE is too small for all prompts, which then run BERT for every picture.
     """
-    options = cfg.MODEL.TEXT_ENCODER
-    tokenizer = build_tokenizer(options.VOCABULARY)
+    builder, cache_size = PromptBuilder.from_config(cfg), cfg.MODEL.TEXT_ENCODER.CACHE_SIZE
     if isinstance(text, str):
-        caption = build_caption_prompt(text, tokenizer, options.MAX_TOKENS)
+        caption = builder.of_caption(text)
         return {"prompt": caption.caption, "names": f"a caption of {len(caption)} tokens"}
     limit = cfg.TEST.CATEGORIES_PER_PROMPT
-    prompts = build_category_prompts(text, tokenizer, options.MAX_TOKENS, limit)
+    prompts = builder.of_categories(text, limit)
     names, tokens = len(text), sum(len(prompt) for prompt in prompts)
-    written = " ".join(prompt.caption for prompt in prompts)
+    written = " | ".join(prompt.caption for prompt in prompts)
     parts = f"{len(prompts)} prompts" if len(prompts) > 1 else "1 prompt"
     protocol = {
         "prompt": written,
         "names": f"{names} name{'s' if names > 1 else ''}, {tokens} tokens, {parts} of at most "
         + (f"{limit} names and " if limit else "")
-        + f"{options.MAX_TOKENS} tokens",
+        + f"{builder.max_tokens} tokens",
     }
     if len(prompts) == 1:
         return protocol
     protocol["merging"] = (
         f"the image backbone runs once a picture; each prompt gives its {cfg.TEST.DETECTIONS_PER_IMAGE} best "
-        "(query, name) pairs, and the best of all prompts are the picture's detections"
+        "(box, name) pairs, and the best of all prompts are the picture's detections"
     )
-    fits = len(prompts) < options.CACHE_SIZE  # one entry is for the padding
+    fits = len(prompts) < cache_size  # one entry is for the padding
     protocol["text features"] = "computed once" if fits else "computed for every picture anew"
     if not fits:
         logger.warning(
             "MODEL.TEXT_ENCODER.CACHE_SIZE %d does not hold the %d prompts of this list: their text runs through BERT "
             "for every picture; set it to %d or more",
-            *(options.CACHE_SIZE, len(prompts), len(prompts) + 1),
+            *(cache_size, len(prompts), len(prompts) + 1),
         )
     return protocol
 

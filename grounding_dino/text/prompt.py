@@ -4,24 +4,26 @@ Two kinds of prompt. *Categories*: a list of names, written as "a . b ." in the 
 token span, tracked while the caption is put together, and is one attention segment with its closing period,
 even where the name itself contains a delimiter ("t.v.", "what?"). *Caption*: free text; its attention segments
 end at its own delimiters, as in the authors' code (sub-sentence attention, Grounding DINO, section 3.4).
+
+Without sub-sentences (GLIP) a prompt is one segment, as BERT was trained: names are written as "a. b", a caption is
+read as it stands, with or without a period at its end, and one that is too long keeps its [SEP].
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
-from grounding_dino.structures import Prompt, TokenizedText
+from grounding_dino.structures import Prompt
+from grounding_dino.text.batch import collate_prompts, positive_map
 from grounding_dino.text.phrases import category_scores, decode_phrases, decode_token_mask, phrases_to_categories
-from grounding_dino.text.tokenizer import WordPieceTokenizer
-
-import torch
-from torch import Tensor
+from grounding_dino.text.segments import TokenRange, one_segment, segment_tokens
+from grounding_dino.text.tokenizer import Encoding, WordPieceTokenizer
 
 __all__ = [
     "build_caption_prompt",
@@ -32,6 +34,7 @@ __all__ = [
     "decode_token_mask",
     "encode_name",
     "name_fault",
+    "names_budget",
     "normalised_name",
     "phrases_to_categories",
     "positive_map",
@@ -45,16 +48,7 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 256  # of one prompt, [CLS] and [SEP] included
 
 CharacterSpan = tuple[int, int]
-TokenRange = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Attention ranges and position ids of each token, and per closing delimiter the tokens before it."""
-
-    attention_ranges: tuple[TokenRange, ...]
-    position_ids: tuple[int, ...]
-    phrases: tuple[TokenRange | None, ...]  # None: two delimiters in a row
+Entry = tuple[int, str, tuple[int, ...]]  # a category: its global index, name and token ids
 
 
 # ---------------------------------------------------------------------------------------------- categories
@@ -65,6 +59,7 @@ def build_category_prompts(
     tokenizer: WordPieceTokenizer,
     max_tokens: int = MAX_TOKENS,
     names_per_prompt: int = 0,
+    sub_sentence: bool = True,
 ) -> list[Prompt]:
     """Prompts that name `categories` in order, as few as hold them all within `max_tokens` each, and at most
     `names_per_prompt` of them where that is not 0.
@@ -80,19 +75,30 @@ def build_category_prompts(
     """
     if names_per_prompt < 0:
         raise ValueError(f"{names_per_prompt} names a prompt (TEST.CATEGORIES_PER_PROMPT): give a number, or 0 for all")
-    encoded = _encode_names(categories, tokenizer, max_tokens)
+    encoded = _encode_names(categories, tokenizer, max_tokens, sub_sentence)
+    write = _category_prompt if sub_sentence else _joined_prompt
     chunks: list[list[int]] = [[]]
-    length = 2  # [CLS] and [SEP]
+    left = names_budget(max_tokens, sub_sentence)
     for index, ids in enumerate(encoded):
-        if length + len(ids) + 1 > max_tokens or 0 < names_per_prompt <= len(chunks[-1]):
+        if len(ids) + 1 > left or 0 < names_per_prompt <= len(chunks[-1]):
             chunks.append([])
-            length = 2
+            left = names_budget(max_tokens, sub_sentence)
         chunks[-1].append(index)
-        length += len(ids) + 1
-    return [_category_prompt([(i, categories[i], encoded[i]) for i in chunk], tokenizer) for chunk in chunks]
+        left -= len(ids) + 1
+    return [write([(i, categories[i], encoded[i]) for i in chunk], tokenizer) for chunk in chunks]
 
 
-def _encode_names(categories: Sequence[str], tokenizer: WordPieceTokenizer, max_tokens: int) -> list[tuple[int, ...]]:
+def names_budget(max_tokens: int, sub_sentence: bool = True) -> int:
+    """Tokens that a prompt has for names, each counted with a period: all but [CLS] and [SEP].
+
+    Without sub-sentences no period follows the last name, so there is room for one more token.
+    """
+    return max_tokens - 2 if sub_sentence else max_tokens - 1
+
+
+def _encode_names(
+    categories: Sequence[str], tokenizer: WordPieceTokenizer, max_tokens: int, sub_sentence: bool
+) -> list[tuple[int, ...]]:
     """Token ids of each name, checked."""
     if isinstance(categories, str):
         raise TypeError(
@@ -105,7 +111,7 @@ def _encode_names(categories: Sequence[str], tokenizer: WordPieceTokenizer, max_
     for index, name in enumerate(categories):
         if not isinstance(name, str):
             raise TypeError(f"category {index} must be a string, not {type(name).__name__}: {name!r}")
-        fault = name_fault(name, tokenizer, max_tokens)
+        fault = name_fault(name, tokenizer, max_tokens, sub_sentence)
         if fault:
             raise ValueError(f"category {index} ({_shortened(name)!r}) {fault}")
         ids = encode_name(name, tokenizer)
@@ -115,14 +121,17 @@ def _encode_names(categories: Sequence[str], tokenizer: WordPieceTokenizer, max_
     return encoded
 
 
-def name_fault(name: str, tokenizer: WordPieceTokenizer, max_tokens: int = MAX_TOKENS) -> str:
+def name_fault(
+    name: str, tokenizer: WordPieceTokenizer, max_tokens: int = MAX_TOKENS, sub_sentence: bool = True
+) -> str:
     """Why `name` cannot stand in a prompt, as what follows it in a sentence; "" where it can."""
     ids = encode_name(name, tokenizer)
     if set(ids) <= tokenizer.delimiter_ids:
         return "contains no word; give it a name or leave it out"
-    if len(ids) + 3 > max_tokens:
+    most = names_budget(max_tokens, sub_sentence) - 1
+    if len(ids) > most:
         return (
-            f"has {len(ids)} tokens, but a prompt of {max_tokens} tokens holds a name of at most {max_tokens - 3}; "
+            f"has {len(ids)} tokens, but a prompt of {max_tokens} tokens holds a name of at most {most}; "
             "shorten the name, or use it as a caption"
         )
     return ""
@@ -150,8 +159,8 @@ def normalised_name(name: str) -> str:
     return " ".join(name.lower().split())
 
 
-def _category_prompt(entries: list[tuple[int, str, tuple[int, ...]]], tokenizer: WordPieceTokenizer) -> Prompt:
-    """One prompt of (global index, name, token ids): a name and its closing period form a segment."""
+def _category_prompt(entries: Sequence[Entry], tokenizer: WordPieceTokenizer) -> Prompt:
+    """One prompt of sub-sentences: a name and its closing period form a segment."""
     input_ids = [tokenizer.start_id]
     position_ids = [0]
     ranges: list[TokenRange] = [(0, 1)]
@@ -174,13 +183,30 @@ def _category_prompt(entries: list[tuple[int, str, tuple[int, ...]]], tokenizer:
     )
 
 
+def _joined_prompt(entries: Sequence[Entry], tokenizer: WordPieceTokenizer) -> Prompt:
+    """One prompt of names with periods between them, all in one segment (GLIP)."""
+    prompt = _category_prompt(entries, tokenizer)
+    ids = (*prompt.input_ids[:-2], tokenizer.end_id)
+    segments = one_segment(len(ids))
+    return dataclasses.replace(
+        prompt,
+        caption=". ".join(normalised_name(name) for _, name, _ in entries),
+        input_ids=ids,
+        position_ids=segments.position_ids,
+        attention_ranges=segments.attention_ranges,
+    )
+
+
 # ------------------------------------------------------------------------------------------------- captions
 
 
-def preprocess_caption(caption: str) -> str:
-    """Lower-case, strip, and close with a period, as the authors do before the model sees a caption."""
+def preprocess_caption(caption: str, sub_sentence: bool = True) -> str:
+    """Lower-case, strip, and close with a period, as the authors do before the model sees a caption.
+
+    Without sub-sentences (GLIP) no period is added, and none taken away.
+    """
     text = caption.lower().strip()
-    return text if text.endswith(".") else text + "."
+    return text if text.endswith(".") or not sub_sentence else text + "."
 
 
 def build_caption_prompt(
@@ -188,8 +214,9 @@ def build_caption_prompt(
     tokenizer: WordPieceTokenizer,
     max_tokens: int = MAX_TOKENS,
     phrases: Sequence[CharacterSpan | Sequence[CharacterSpan]] | None = None,
+    sub_sentence: bool = True,
 ) -> Prompt:
-    """The prompt of a free text, which always ends in a period, alone and in a batch.
+    """The prompt of a free text, which with sub-sentences always ends in a period, alone and in a batch.
 
     Args:
         phrases: character ranges of `caption` as given, half-open, one or several for each phrase; they become
@@ -206,7 +233,9 @@ def build_caption_prompt(
     ranges = [_character_ranges(phrase, index, caption) for index, phrase in enumerate(phrases or ())]
     mapped = [[_in_preprocessed(caption, *span) for span in spans] for spans in ranges]
     names = tuple(" ".join(caption[start:end] for start, end in spans) for spans in ranges)
-    prompt = tokenize_caption(preprocess_caption(caption), tokenizer, max_tokens, spans=mapped, names=names)
+    text = preprocess_caption(caption, sub_sentence)
+    read = tokenize_caption if sub_sentence else _tokenize_sentence
+    prompt = read(text, tokenizer, max_tokens, spans=mapped, names=names)
     if set(prompt.input_ids) - tokenizer.delimiter_ids == {tokenizer.unknown_id}:
         _warn_unknown("caption", _shortened(caption))
     return prompt
@@ -230,54 +259,50 @@ def tokenize_caption(
             :func:`segment_tokens`. Without effect on a caption that ends in a period.
         spans: character ranges of each phrase in `caption`; `names` are their names.
     """
-    encoding = tokenizer.encode(caption)
+    encoding = _encode_caption(caption, tokenizer, max_tokens)
     segments = segment_tokens(encoding.ids, tokenizer, num_columns)
-    if len(encoding) > max_tokens:
-        logger.warning(
-            "a caption of %d tokens is cut to %d; split it, or use categories: %r",
-            len(encoding),
-            max_tokens,
-            _shortened(caption),
-        )
-    token_spans = tuple(
-        _token_ranges(encoding.offsets, phrase, index, max_tokens) for index, phrase in enumerate(spans)
-    )
     return Prompt(
         caption=caption,
         input_ids=encoding.ids[:max_tokens],
         position_ids=segments.position_ids[:max_tokens],
         attention_ranges=tuple((start, min(end, max_tokens)) for start, end in segments.attention_ranges[:max_tokens]),
-        token_spans=token_spans,
-        category_indices=tuple(range(len(token_spans))),
+        token_spans=_token_spans(encoding, spans, max_tokens),
+        category_indices=tuple(range(len(spans))),
         names=names,
     )
 
 
-def segment_tokens(input_ids: Sequence[int], tokenizer: WordPieceTokenizer, num_columns: int | None = None) -> Segments:
-    """Split tokens at [CLS], [SEP], "." and "?": a delimiter closes, and belongs to, the segment before it.
+def _tokenize_sentence(
+    caption: str,
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int,
+    spans: Sequence[Sequence[CharacterSpan]],
+    names: tuple[str, ...],
+) -> Prompt:
+    """As :func:`tokenize_caption`, in one segment; cut, with its caption, before [SEP], as BERT's tokenizer does."""
+    encoding = _encode_caption(caption, tokenizer, max_tokens)
+    length = min(len(encoding), max_tokens)
+    segments = one_segment(length)
+    return Prompt(
+        caption=caption if length == len(encoding) else caption[: encoding.offsets[length - 2][1]],
+        input_ids=(*encoding.ids[: length - 1], tokenizer.end_id),
+        position_ids=segments.position_ids,
+        attention_ranges=segments.attention_ranges,
+        token_spans=_token_spans(encoding, spans, length - 1),
+        category_indices=tuple(range(len(spans))),
+        names=names,
+    )
 
-    Attention is full inside a segment, and positions count from 0 in each. A delimiter in the first or the last
-    column stands alone and closes nothing, so tokens after the last inner delimiter see only themselves.
 
-    Args:
-        num_columns: the number of columns of the batch, if not this text's own. The authors look at the last
-            column of the padded batch, so there [SEP] closes an unterminated phrase of every text but the longest.
-    """
-    last = (num_columns or len(input_ids)) - 1
-    ranges = [(column, column + 1) for column in range(len(input_ids))]
-    positions = [0] * len(input_ids)
-    phrases: list[TokenRange | None] = []
-    start = 0
-    for column, token in enumerate(input_ids):
-        if token not in tokenizer.delimiter_ids:
-            continue
-        if 0 < column < last:
-            length = column + 1 - start
-            ranges[start : column + 1] = [(start, column + 1)] * length
-            positions[start : column + 1] = range(length)
-            phrases.append((start, column) if start < column else None)
-        start = column + 1
-    return Segments(tuple(ranges), tuple(positions), tuple(phrases))
+def _encode_caption(caption: str, tokenizer: WordPieceTokenizer, max_tokens: int) -> Encoding:
+    """All tokens, with a warning where they are too many."""
+    encoding = tokenizer.encode(caption)
+    if len(encoding) > max_tokens:
+        logger.warning(
+            "a caption of %d tokens is cut to %d; split it, or use categories: %r",
+            *(len(encoding), max_tokens, _shortened(caption)),
+        )
+    return encoding
 
 
 def _is_word_character(character: str) -> bool:
@@ -312,10 +337,16 @@ def _in_preprocessed(caption: str, start: int, end: int) -> CharacterSpan:
     return sum(lengths[:start]) - shift, sum(lengths[:end]) - shift
 
 
+def _token_spans(
+    encoding: Encoding, spans: Sequence[Sequence[CharacterSpan]], num_kept: int
+) -> tuple[tuple[TokenRange, ...], ...]:
+    """For each phrase the runs of tokens that overlap its characters, of the first `num_kept` tokens."""
+    return tuple(_token_ranges(encoding.offsets, phrase, index, num_kept) for index, phrase in enumerate(spans))
+
+
 def _token_ranges(
-    offsets: Sequence[CharacterSpan], phrase: Sequence[CharacterSpan], index: int, max_tokens: int
+    offsets: Sequence[CharacterSpan], phrase: Sequence[CharacterSpan], index: int, num_kept: int
 ) -> tuple[TokenRange, ...]:
-    """Runs of tokens that overlap the phrase's characters, cut to `max_tokens`."""
     columns = [
         column
         for column, (begin, stop) in enumerate(offsets)
@@ -323,7 +354,7 @@ def _token_ranges(
     ]
     if not columns:
         raise ValueError(f"phrase {index} (characters {list(phrase)}) covers no token of the caption; mark its words")
-    kept = [column for column in columns if column < max_tokens]
+    kept = [column for column in columns if column < num_kept]
     if len(kept) < len(columns):
         logger.warning("phrase %d keeps %d of its %d tokens: the rest is cut off", index, len(kept), len(columns))
     runs = itertools.groupby(enumerate(kept), key=lambda item: item[1] - item[0])
@@ -333,41 +364,3 @@ def _token_ranges(
 
 def _shortened(text: str, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-# -------------------------------------------------------------------------------------------------- tensors
-
-
-def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
-    """Prompts as one padded batch on the CPU. A padded token attends to itself alone and has position 0."""
-    if not prompts:
-        raise ValueError("a batch needs at least one prompt")
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    position_ids = torch.zeros_like(input_ids)
-    padding_mask = torch.ones(len(prompts), longest, dtype=torch.bool)
-    starts = torch.arange(longest).repeat(len(prompts), 1)  # (B, T)
-    ends = starts + 1
-    for row, prompt in enumerate(prompts):
-        input_ids[row, : len(prompt)] = torch.tensor(prompt.input_ids)
-        position_ids[row, : len(prompt)] = torch.tensor(prompt.position_ids)
-        padding_mask[row, : len(prompt)] = False
-        starts[row, : len(prompt)], ends[row, : len(prompt)] = torch.tensor(prompt.attention_ranges).T
-    columns = torch.arange(longest)
-    attention_mask = (columns >= starts[..., None]) & (columns < ends[..., None])  # (B, T, T)
-    return TokenizedText(input_ids, padding_mask, attention_mask, position_ids)
-
-
-def positive_map(prompt: Prompt, num_tokens: int) -> Tensor:
-    """(number of categories or phrases, num_tokens) float: 1 on the tokens of each, else 0.
-
-    Raises:
-        ValueError: `num_tokens` is smaller than the prompt.
-    """
-    if num_tokens < len(prompt):
-        raise ValueError(f"a map of {num_tokens} columns is too narrow for a prompt of {len(prompt)} tokens")
-    rows = torch.zeros(len(prompt.token_spans), num_tokens)
-    for row, spans in zip(rows, prompt.token_spans, strict=True):
-        for start, end in spans:
-            row[start:end] = 1
-    return rows

@@ -6,49 +6,63 @@ import dataclasses
 from collections.abc import Sequence
 
 from grounding_dino.structures import Prompt
-from grounding_dino.text.prompt import MAX_TOKENS, CharacterSpan, build_caption_prompt, build_category_prompts
-from grounding_dino.text.tokenizer import WordPieceTokenizer
+from grounding_dino.text.prompt import (
+    MAX_TOKENS,
+    CharacterSpan,
+    build_caption_prompt,
+    build_category_prompts,
+    name_fault,
+    names_budget,
+    preprocess_caption,
+)
+from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+
+from detectron2.config import CfgNode
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptBuilder:
-    """Builds the prompts of one model.
+    """Builds the prompts of one model, and says what they hold.
 
     Attributes:
         max_tokens: of a prompt, [CLS] and [SEP] included.
         sub_sentence: tokens attend inside their own phrase (Grounding DINO); else to the whole text, as BERT was
-            trained, and no period closes it (GLIP).
+            trained, and no period is added at its end (GLIP).
     """
 
-    tokenizer: WordPieceTokenizer
+    tokenizer: WordPieceTokenizer = dataclasses.field(default_factory=build_tokenizer)
     max_tokens: int = MAX_TOKENS
     sub_sentence: bool = True
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PromptBuilder:
+        """That of the model which MODEL.TEXT_ENCODER describes.
+
+        Raises:
+            FileNotFoundError, ValueError: of its vocabulary, see :class:`WordPieceTokenizer`.
+        """
+        options = cfg.MODEL.TEXT_ENCODER
+        return cls(build_tokenizer(options.VOCABULARY), options.MAX_TOKENS, options.SUB_SENTENCE_ON)
+
+    @property
+    def names_budget(self) -> int:
+        """As :func:`names_budget`."""
+        return names_budget(self.max_tokens, self.sub_sentence)
+
+    def name_fault(self, name: str) -> str:
+        """As :func:`name_fault`."""
+        return name_fault(name, self.tokenizer, self.max_tokens, self.sub_sentence)
+
     def of_categories(self, names: Sequence[str], names_per_prompt: int = 0) -> list[Prompt]:
         """As :func:`build_category_prompts`."""
-        prompts = build_category_prompts(names, self.tokenizer, self.max_tokens, names_per_prompt)
-        return prompts if self.sub_sentence else [self._as_one_sentence(prompt) for prompt in prompts]
+        return build_category_prompts(names, self.tokenizer, self.max_tokens, names_per_prompt, self.sub_sentence)
 
     def of_caption(
         self, caption: str, phrases: Sequence[CharacterSpan | Sequence[CharacterSpan]] | None = None
     ) -> Prompt:
         """As :func:`build_caption_prompt`."""
-        prompt = build_caption_prompt(caption, self.tokenizer, self.max_tokens, phrases)
-        return prompt if self.sub_sentence else self._as_one_sentence(prompt)
+        return build_caption_prompt(caption, self.tokenizer, self.max_tokens, phrases, self.sub_sentence)
 
-    def _as_one_sentence(self, prompt: Prompt) -> Prompt:
-        """Every token attends to every other, positions count through, and the closing period is gone.
-
-        A period that a phrase names ("u.s.") stays.
-        """
-        ids = list(prompt.input_ids)
-        last = len(ids) - 2
-        named = any(start <= last < end for spans in prompt.token_spans for start, end in spans)
-        if ids[last:] == [self.tokenizer.period_id, self.tokenizer.end_id] and last > 1 and not named:
-            del ids[last]
-        return dataclasses.replace(
-            prompt,
-            input_ids=tuple(ids),
-            position_ids=tuple(range(len(ids))),
-            attention_ranges=((0, len(ids)),) * len(ids),
-        )
+    def caption_length(self, caption: str) -> int:
+        """Tokens of a caption before it is cut to `max_tokens`."""
+        return len(self.tokenizer.encode(preprocess_caption(caption, self.sub_sentence)))

@@ -10,7 +10,7 @@ from grounding_dino.text.bert_weights import load_bert_weights
 from grounding_dino.text.feature_cache import FeatureCache
 from grounding_dino.text.prompt import collate_prompts
 from grounding_dino.text.prompt_builder import PromptBuilder
-from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
+from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import torch
 import transformers
@@ -68,15 +68,13 @@ class BertEncoder(nn.Module):
 
     Args:
         bert: a `transformers.BertModel`.
-        tokenizer: its vocabulary.
+        prompts: what it reads: vocabulary, longest prompt, and how far a token sees.
         embed_dim: width of the returned embeddings; None returns BERT's own.
-        max_tokens: longest prompt.
-        sub_sentence: tokens attend inside their phrase alone, see :class:`PromptBuilder`, which `prompts` is.
         freeze: BERT keeps its weights and stays in eval mode; the projection is trained.
         cache_size: prompts whose features are kept.
 
     Raises:
-        ValueError: the vocabulary, or `max_tokens`, is larger than BERT's tables.
+        ValueError: the vocabulary, or the longest prompt, is larger than BERT's tables.
     """
 
     @configurable
@@ -84,26 +82,24 @@ class BertEncoder(nn.Module):
         self,
         *,
         bert: transformers.BertModel,
-        tokenizer: WordPieceTokenizer,
+        prompts: PromptBuilder,
         embed_dim: int | None,
-        max_tokens: int = 256,
-        sub_sentence: bool = True,
         freeze: bool = False,
         cache_size: int = 1024,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if tokenizer.size > bert.config.vocab_size:
+        if prompts.tokenizer.size > bert.config.vocab_size:
             raise ValueError(
-                f"the vocabulary has {tokenizer.size} tokens, but BERT's table only {bert.config.vocab_size} rows; set "
-                "MODEL.TEXT_ENCODER.VOCABULARY_SIZE to the size of MODEL.TEXT_ENCODER.VOCABULARY"
+                f"the vocabulary has {prompts.tokenizer.size} tokens, but BERT's table only {bert.config.vocab_size} "
+                "rows; set MODEL.TEXT_ENCODER.VOCABULARY_SIZE to the size of MODEL.TEXT_ENCODER.VOCABULARY"
             )
-        if max_tokens > bert.config.max_position_embeddings:
+        if prompts.max_tokens > bert.config.max_position_embeddings:
             raise ValueError(
-                f"MODEL.TEXT_ENCODER.MAX_TOKENS {max_tokens} exceeds MAX_POSITIONS "
+                f"MODEL.TEXT_ENCODER.MAX_TOKENS {prompts.max_tokens} exceeds MAX_POSITIONS "
                 f"{bert.config.max_position_embeddings}: one long phrase would have no position embedding"
             )
-        self.prompts = PromptBuilder(tokenizer, max_tokens, sub_sentence)
+        self.prompts = prompts
         self.freeze = freeze
         self.bert = bert
         self.projection: nn.Module = nn.Identity()
@@ -136,10 +132,8 @@ class BertEncoder(nn.Module):
         )
         return {
             "bert": bert,
-            "tokenizer": build_tokenizer(options.VOCABULARY),
+            "prompts": PromptBuilder.from_config(cfg),
             "embed_dim": cfg.MODEL.EMBED_DIM if options.PROJECTION_ON else None,
-            "max_tokens": options.MAX_TOKENS,
-            "sub_sentence": options.SUB_SENTENCE_ON,
             "freeze": options.FREEZE_ON,
             "cache_size": options.CACHE_SIZE,
             "activation_checkpointing": options.ACTIVATION_CHECKPOINTING_ON,

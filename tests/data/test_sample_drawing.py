@@ -6,6 +6,7 @@ from typing import Any
 
 from grounding_dino.data.sample_drawing import class_names, contact_sheet, draw_sample, prompt_panel
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
+from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import build_tokenizer
 from grounding_dino.visualization import color_of
 
@@ -16,6 +17,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
 TOKENIZER = build_tokenizer()
+PROMPTS = PromptBuilder(TOKENIZER)
 WIDTH = 480
 
 
@@ -34,7 +36,7 @@ def has_color(picture: np.ndarray, index: int) -> bool:
 
 def test_boxes_and_words_of_a_class_have_its_colour() -> None:
     boxes = [[20.0, 60, 120, 160], [300, 60, 420, 160]]
-    drawn = draw_sample(sample_of(boxes, [2, 0], categories=["cat", "dog", "bird"]), TOKENIZER, 256)
+    drawn = draw_sample(sample_of(boxes, [2, 0], categories=["cat", "dog", "bird"]), PROMPTS)
     assert drawn.shape[1] == WIDTH and drawn.shape[0] > 200
     picture, panel = drawn[:200], drawn[200:]
     assert has_color(picture[150:165, 30:110], 2) and not has_color(picture[150:165, 30:110], 0)
@@ -68,7 +70,7 @@ def test_a_word_of_two_phrases_has_both_colours() -> None:
 
 
 def test_a_sentence_about_nothing_has_no_colour() -> None:
-    drawn = draw_sample(sample_of([], [], caption="a fish", phrases=[]), TOKENIZER, 256)
+    drawn = draw_sample(sample_of([], [], caption="a fish", phrases=[]), PROMPTS)
     assert drawn.shape[0] > 200 and not any(has_color(drawn, index) for index in range(8))
 
 
@@ -84,19 +86,19 @@ def test_masks_are_drawn_and_small_pictures_enlarged() -> None:
     instances = Instances((20, 30))
     instances.gt_boxes, instances.gt_classes = Boxes(torch.tensor([[5.0, 5, 15, 15]])), torch.tensor([0])
     sample = {"image": torch.zeros(3, 20, 30, dtype=torch.uint8), "instances": instances, "categories": ["cat"]}
-    plain = draw_sample(sample, TOKENIZER, 256)
+    plain = draw_sample(sample, PROMPTS)
     assert plain.shape[1] == 480
     masks = torch.zeros(1, 20, 30, dtype=torch.bool)
     masks[0, 5:15, 5:15] = True
     instances.gt_masks = BitMasks(masks)
-    assert not plain[150:170, 150:170].any() and draw_sample(sample, TOKENIZER, 256)[150:170, 150:170].any(-1).all()
+    assert not plain[150:170, 150:170].any() and draw_sample(sample, PROMPTS)[150:170, 150:170].any(-1).all()
 
 
 @pytest.mark.parametrize(("image_format", "color"), [("RGB", [200, 50, 10]), ("BGR", [10, 50, 200])])
 def test_colours_of_the_picture_are_true_in_both_orders(image_format: str, color: list[int]) -> None:
     sample = sample_of([], [], categories=["cat"])
     sample["image"] = torch.tensor([200, 50, 10], dtype=torch.uint8)[:, None, None].expand(3, 200, WIDTH)
-    assert draw_sample(sample, TOKENIZER, 256, image_format)[100, 100].tolist() == color
+    assert draw_sample(sample, PROMPTS, image_format)[100, 100].tolist() == color
 
 
 def test_a_contact_sheet_has_every_picture() -> None:
@@ -114,9 +116,9 @@ def test_samples_without_text_are_labelled_by_their_data_set() -> None:
     try:
         assert class_names("drawn") == ["cat", "dog"] and class_names("unheard of") == []
         sample = {**sample_of([[20.0, 60, 120, 160]], [1]), "dataset_name": "drawn"}
-        drawn = draw_sample(sample, TOKENIZER, 256)
+        drawn = draw_sample(sample, PROMPTS)
         assert has_color(drawn[150:165, 30:110], 1)
-        prompted = draw_sample({**sample, "categories": ["cat", "dog"]}, TOKENIZER, 256)
+        prompted = draw_sample({**sample, "categories": ["cat", "dog"]}, PROMPTS)
         np.testing.assert_array_equal(drawn[:200], prompted[:200])
         assert 200 < len(drawn) < len(prompted)  # the header alone is below
     finally:

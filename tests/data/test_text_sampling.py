@@ -1,5 +1,6 @@
 from grounding_dino.data.text_sampling import TextSampler, alternatives, name_cost, swap_sides
 from grounding_dino.text.prompt import build_category_prompts
+from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import build_tokenizer
 
 import numpy as np
@@ -17,6 +18,16 @@ def test_costs_add_up_to_the_length_of_the_prompt():
     tokenizer = build_tokenizer()
     (prompt,) = build_category_prompts(NAMES, tokenizer)
     assert 2 + sum(name_cost(name, tokenizer) for name in NAMES) == len(prompt)
+
+
+def test_a_prompt_of_one_sentence_has_room_for_one_more_token():
+    """GLIP's: no period follows the last name."""
+    for sub_sentence, most in ((True, 1), (False, 2)):
+        prompts = PromptBuilder(max_tokens=2 + 3, sub_sentence=sub_sentence)
+        chosen = TextSampler(prompts=prompts).sample_categories(["cat", "dog", "zebra"], {0, 1, 2})
+        assert len(chosen) == most
+        (prompt,) = prompts.of_categories(["cat", "dog", "zebra"][:most])
+        assert len(prompt) <= prompts.max_tokens
 
 
 def test_all_names_are_listed_by_default_in_random_order():
@@ -42,11 +53,11 @@ def test_an_empty_picture_gets_a_name_to_say_no_to():
 
 
 def test_positives_come_first_within_the_token_budget():
-    sampler = TextSampler(max_tokens=2 + 2 + 3)
+    sampler = TextSampler(prompts=PromptBuilder(max_tokens=2 + 2 + 3))
     for _ in range(10):
         chosen = sampler.sample_categories(NAMES, {0, 2})
         assert sorted(chosen) == [0, 2]
-    crowded = TextSampler(max_tokens=2 + 4)
+    crowded = TextSampler(prompts=PromptBuilder(max_tokens=2 + 4))
     kept = {tuple(crowded.sample_categories(NAMES, {0, 1, 4})) for _ in range(30)}
     assert all(len(chosen) <= 2 and set(chosen) <= {0, 1, 4} for chosen in kept) and len(kept) > 1
 
@@ -79,7 +90,7 @@ def test_split_names_are_asked_for_by_either_part():
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({}, 6), ({"num_negatives": 2}, 4), ({"num_negatives": 0}, 2), ({"max_tokens": 2 + 5}, 2)],
+    [({}, 6), ({"num_negatives": 2}, 4), ({"num_negatives": 0}, 2), ({"prompts": PromptBuilder(max_tokens=2 + 5)}, 2)],
 )
 def test_the_most_names_of_a_prompt_are_known_beforehand(options, most):
     sampler = TextSampler(**options)
@@ -89,7 +100,7 @@ def test_the_most_names_of_a_prompt_are_known_beforehand(options, most):
 
 def test_the_most_expressions_of_a_prompt_are_known_beforehand():
     captions, objects = ["the red star", "the star", "the ring", "the lowest shape"], ["a", "a", "b", "c"]
-    for sampler, most in ((TextSampler(), 3), (TextSampler(max_tokens=2 + 6), 2)):
+    for sampler, most in ((TextSampler(), 3), (TextSampler(prompts=PromptBuilder(max_tokens=2 + 6)), 2)):
         assert max(len(sampler.sample_expressions(captions, objects)) for _ in range(60)) == most
         assert sampler.most_expressions(captions, objects) == most
 
@@ -104,7 +115,11 @@ def test_expressions_of_one_prompt_are_about_different_objects():
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"num_negatives": -2}, "is -2"), ({"full_probability": 1.5}, "is 1.5"), ({"max_tokens": 3}, "3 tokens")],
+    [
+        ({"num_negatives": -2}, "is -2"),
+        ({"full_probability": 1.5}, "is 1.5"),
+        ({"prompts": PromptBuilder(max_tokens=3)}, "3 tokens"),
+    ],
 )
 def test_parameters_out_of_range_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):

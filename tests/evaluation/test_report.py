@@ -107,9 +107,22 @@ def test_the_prompt_is_said_as_it_is_written_with_its_numbers(tiny_cfg: CfgNode)
     assert prompt_protocol(tiny_cfg, "A cat")["prompt"] == "a cat."
     tiny_cfg.merge_from_list(["TEST.CATEGORIES_PER_PROMPT", 2, "TEST.DETECTIONS_PER_IMAGE", 50])
     split = prompt_protocol(tiny_cfg, ["cat", "dog", "bus"])
-    assert split["prompt"] == "cat . dog . bus ."
+    assert split["prompt"] == "cat . dog . | bus ."
     assert split["names"] == "3 names, 10 tokens, 2 prompts of at most 2 names and 256 tokens"
     assert "gives its 50 best" in split["merging"] and split["text features"] == "computed once"
+
+
+def test_the_prompt_of_glip_is_said_as_glip_reads_it(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.TEXT_ENCODER.SUB_SENTENCE_ON = False
+    assert prompt_protocol(tiny_cfg, ["Cat", "red  dog"]) == {
+        "prompt": "cat. red dog",
+        "names": "2 names, 6 tokens, 1 prompt of at most 256 tokens",
+    }
+    assert prompt_protocol(tiny_cfg, "A cat") == {"prompt": "a cat", "names": "a caption of 4 tokens"}
+    tiny_cfg.TEST.CATEGORIES_PER_PROMPT = 2
+    split = prompt_protocol(tiny_cfg, ["cat", "dog", "bus"])
+    assert split["prompt"] == "cat. dog | bus"
+    assert split["names"] == "3 names, 8 tokens, 2 prompts of at most 2 names and 256 tokens"
 
 
 def test_a_cache_too_small_for_all_prompts_is_warned_of(tiny_cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> None:

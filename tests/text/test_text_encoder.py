@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grounding_dino.config import add_grounding_dino_config
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, collate_prompts
+from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.text_encoder import BertEncoder, build_bert, build_text_encoder
 from grounding_dino.text.tokenizer import build_tokenizer
 
@@ -34,7 +35,7 @@ def tiny_encoder(attention: str = "sdpa", dropout: float = 0.0, **options) -> Be
     for name, parameter in bert.named_parameters():  # the default is too small to tell tokens apart
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=1.0 if "embeddings" in name else 0.5)
-    return BertEncoder(bert=bert, tokenizer=tokenizer, embed_dim=8, max_tokens=64, **options)
+    return BertEncoder(bert=bert, prompts=PromptBuilder(max_tokens=64), embed_dim=8, **options)
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_full_size_bert_gives_the_authors_numbers(attention):
         dropout=0.1,
         attention=attention,
     )
-    encoder = BertEncoder(bert=bert, tokenizer=tokenizer, embed_dim=256).eval()
+    encoder = BertEncoder(bert=bert, prompts=PromptBuilder(tokenizer), embed_dim=256).eval()
     encoder.load_state_dict(reference_weights())
     prompts = [build_caption_prompt(str(caption), tokenizer) for caption in golden["captions"]]
     hidden = encoder.encode(collate_prompts(prompts))
@@ -299,13 +300,12 @@ def test_building_from_a_config(tmp_path):
 
 def test_tables_too_small_are_refused():
     options = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "ffn_dim": 8, "dropout": 0.0}
-    tokenizer = build_tokenizer()
     small = build_bert(vocabulary_size=100, max_positions=512, **options)
     with pytest.raises(ValueError, match="30522 tokens, but BERT's table only 100 rows"):
-        BertEncoder(bert=small, tokenizer=tokenizer, embed_dim=8)
+        BertEncoder(bert=small, prompts=PromptBuilder(), embed_dim=8)
     short = build_bert(vocabulary_size=30522, max_positions=64, **options)
     with pytest.raises(ValueError, match="MAX_TOKENS 256 exceeds MAX_POSITIONS 64"):
-        BertEncoder(bert=short, tokenizer=tokenizer, embed_dim=8)
+        BertEncoder(bert=short, prompts=PromptBuilder(), embed_dim=8)
 
 
 def test_no_prompts_are_refused(encoder):

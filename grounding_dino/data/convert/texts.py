@@ -17,8 +17,8 @@ NAME_MODES = ("auto", "all", "present")
 class NameSentences:
     """Writes the class names of a picture as sentences "a. b. c.", each as many names as a prompt holds (256 tokens).
 
-    The tokens of such a sentence are those of the category prompt of the same names, and so are its attention segments
-    where no name contains "." or "?".
+    The tokens of such a sentence are those of Grounding DINO's category prompt of the same names, and so are its
+    attention segments where no name contains "." or "?". (GLIP's category prompts lack the last period.)
 
     Args:
         names: of all classes; names that differ only in case or spaces are written once.

@@ -3,6 +3,7 @@ import copy
 from grounding_dino.config import add_grounding_dino_config
 from grounding_dino.data.mappers import MAPPER_REGISTRY, TextDetectionMapper, build_mapper
 from grounding_dino.data.text_sampling import TextSampler
+from grounding_dino.text.prompt_builder import PromptBuilder
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_a_picture_without_objects_is_a_sample(picture):
 
 
 def test_objects_whose_name_does_not_fit_go_with_it(picture):
-    sample = _mapper(sampler=TextSampler(max_tokens=4))(_record(picture))
+    sample = _mapper(sampler=TextSampler(prompts=PromptBuilder(max_tokens=4)))(_record(picture))
     assert len(sample["categories"]) == 1 and len(sample["instances"]) == 1
     assert sample["instances"].gt_classes.tolist() == [0]
 

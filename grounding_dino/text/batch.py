@@ -1,0 +1,45 @@
+"""Prompts as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from grounding_dino.structures import Prompt, TokenizedText
+
+import torch
+from torch import Tensor
+
+
+def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
+    """Prompts as one padded batch on the CPU. A padded token attends to itself alone and has position 0."""
+    if not prompts:
+        raise ValueError("a batch needs at least one prompt")
+    longest = max(len(prompt) for prompt in prompts)
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    position_ids = torch.zeros_like(input_ids)
+    padding_mask = torch.ones(len(prompts), longest, dtype=torch.bool)
+    starts = torch.arange(longest).repeat(len(prompts), 1)  # (B, T)
+    ends = starts + 1
+    for row, prompt in enumerate(prompts):
+        input_ids[row, : len(prompt)] = torch.tensor(prompt.input_ids)
+        position_ids[row, : len(prompt)] = torch.tensor(prompt.position_ids)
+        padding_mask[row, : len(prompt)] = False
+        starts[row, : len(prompt)], ends[row, : len(prompt)] = torch.tensor(prompt.attention_ranges).T
+    columns = torch.arange(longest)
+    attention_mask = (columns >= starts[..., None]) & (columns < ends[..., None])  # (B, T, T)
+    return TokenizedText(input_ids, padding_mask, attention_mask, position_ids)
+
+
+def positive_map(prompt: Prompt, num_tokens: int) -> Tensor:
+    """(number of categories or phrases, num_tokens) float: 1 on the tokens of each, else 0.
+
+    Raises:
+        ValueError: `num_tokens` is smaller than the prompt.
+    """
+    if num_tokens < len(prompt):
+        raise ValueError(f"a map of {num_tokens} columns is too narrow for a prompt of {len(prompt)} tokens")
+    rows = torch.zeros(len(prompt.token_spans), num_tokens)
+    for row, spans in zip(rows, prompt.token_spans, strict=True):
+        for start, end in spans:
+            row[start:end] = 1
+    return rows
