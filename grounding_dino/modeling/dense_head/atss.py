@@ -29,13 +29,12 @@ def assign_places(anchors: Sequence[Tensor], boxes: Tensor, num_candidates: int 
     places = torch.cat(list(anchors))
     if not len(boxes):
         return torch.full((len(places),), BACKGROUND, device=places.device)
-    overlaps = box_iou(box_cxcywh_to_xyxy(places), boxes)  # (A, N)
     candidates = _nearest(anchors, boxes, num_candidates)  # (M, N)
-    of_candidates = overlaps.gather(0, candidates)
-    enough = of_candidates >= of_candidates.mean(0) + of_candidates.std(0)
-    chosen = enough & _inside(places[candidates, :2], boxes)
-    wanted = torch.full_like(overlaps, -1.0)
-    wanted.scatter_(0, candidates, torch.where(chosen, of_candidates, -1.0))
+    overlaps = _overlaps(places[candidates], boxes)  # (M, N)
+    spread = overlaps.std(0) if len(overlaps) > 1 else 0.0  # a single number has no deviation, but NaN
+    chosen = (overlaps >= overlaps.mean(0) + spread) & _inside(places[candidates, :2], boxes)
+    wanted = overlaps.new_full((len(places), len(boxes)), -1.0)
+    wanted.scatter_(0, candidates, torch.where(chosen, overlaps, -1.0))
     best, objects = wanted.max(1)
     return torch.where(best >= 0, objects, BACKGROUND)
 
@@ -49,6 +48,11 @@ def _nearest(anchors: Sequence[Tensor], boxes: Tensor, count: int) -> Tensor:
         found.append(first + distances.topk(min(count, len(level)), dim=0, largest=False).indices)
         first += len(level)
     return torch.cat(found)
+
+
+def _overlaps(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Intersection over union of anchors (M, N, 4) cxcywh with the objects (N, 4) they are near to: (M, N)."""
+    return box_iou(box_cxcywh_to_xyxy(anchors).transpose(0, 1), boxes[:, None])[..., 0].T
 
 
 def _inside(points: Tensor, boxes: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from grounding_dino.layers.box_ops import as_float32_at_least
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, deform_conv2d
 
 _TAPS = 9  # places that a 3 x 3 kernel reads
+_FAR_AWAY = 1e6  # pixels: outside of every picture, where there are zeros
 
 
 class DynamicConv(nn.Module):
@@ -63,13 +66,35 @@ class DeformableBranch(nn.Module):
         self.norm = nn.GroupNorm(num_groups, embed_dim)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        """`x` (B, C, H, W), `offset` (B, 18, h, w) in y and x, `mask` (B, 9, h, w) -> (B, C, h, w)."""
+        """`x` (B, C, H, W), `offset` (B, 18, h, w) in y and x, `mask` (B, 9, h, w) -> (B, C, h, w).
+
+        Where an offset is NaN, so is the result.
+        """
         layer = self.convolution
+        unknown = offset.isnan()  # at such places the operator would read, and crash, anywhere in memory
+        mask = mask.masked_fill(unknown.unflatten(1, (_TAPS, 2)).any(2), torch.nan)
+        offset = offset.nan_to_num(nan=_FAR_AWAY)
+        _refuse_sums_in_no_order(x, offset)
         with torch.autocast(x.device.type, enabled=False):  # there is no kernel for bfloat16
-            parts = (part.float() for part in (x, offset, layer.weight, layer.bias, mask))
+            parts = (as_float32_at_least(part) for part in (x, offset, layer.weight, layer.bias, mask))
             x_, offset_, weight, bias, mask_ = parts
             result = deform_conv2d(x_, offset_, weight, bias, stride=layer.stride, padding=layer.padding, mask=mask_)
         return self.norm(result.to(x.dtype))
+
+
+def _refuse_sums_in_no_order(*inputs: Tensor) -> None:
+    """Raise what torch raises for its own operations: torchvision's gradient on a GPU does not, or not in all versions.
+
+    It adds to the map's gradient in whatever order its threads come.
+    """
+    if inputs[0].device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return
+    if torch.is_grad_enabled() and any(part.requires_grad for part in inputs):
+        raise RuntimeError(
+            "SOLVER.DETERMINISTIC_ON is True, but on a GPU the gradient of torchvision's deformable convolution (GLIP's "
+            "tower) has no form that gives the same bits again; set it to False, train on the CPU, or freeze what "
+            "stands before and in the tower (SOLVER.FREEZE)"
+        )
 
 
 def _flat_prefix(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from grounding_dino.layers.box_ops import as_float32_at_least
 from grounding_dino.structures import DensePredictions, TextFeatures
 
 import torch
@@ -33,7 +34,8 @@ class TokenHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], tokens: Tensor, text: TextFeatures) -> DensePredictions:
         """`maps` L x (B, C, h, w) and `tokens` (B, T, text channels), whose padding `text` knows."""
-        tokens = F.normalize(tokens, dim=-1)
+        # in float16 the smallest divisor would be 0, and a token of zeros NaN
+        tokens = F.normalize(as_float32_at_least(tokens), dim=-1).to(tokens.dtype)
         keys = self.text_projection(tokens / 2) / self.log_scale.exp()  # (B, T, C)
         biases = tokens @ self.text_bias + self.bias  # (B, T)
         return DensePredictions(
