@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.model_zoo import build_model, load_cfg, resolve_device
+from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
 from grounding_dino.pictures import RgbArray, read_picture
 from grounding_dino.predictor import describe_non_finite
 from grounding_dino.structures import Predictions, Prompt
@@ -24,6 +25,7 @@ from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import numpy as np
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 from PIL import Image
@@ -50,7 +52,8 @@ def load_model(model_config_path: str, model_checkpoint_path: str, device: str |
         device: by default a GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: the configuration is of a model without text, or as :func:`load_cfg` and checkpoints raise it.
+        ValueError: the configuration is of a model without text, or of another kind than Grounding DINO; or as
+            :func:`load_cfg` and checkpoints raise it.
 
     A configuration whose pictures have another size than the authors' is warned of: `load_image` knows no model, and
     resizes to the authors' size always.
@@ -60,6 +63,9 @@ def load_model(model_config_path: str, model_checkpoint_path: str, device: str |
         raise ValueError(
             f"{model_config_path} is a model of fixed classes, which reads no text; load_predictor runs it"
         )
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if not issubclass(META_ARCH_REGISTRY.get(architecture), GeneralizedDINO):
+        raise ValueError(_of_another_kind(f"{model_config_path} is a {architecture}"))
     if cfg.INPUT.MIN_SIZE_TEST != SHORTER_SIDE:
         logger.warning(
             "%s is made for pictures with a shorter side of %d pixels, but load_image and Model give %d, as the "
@@ -143,9 +149,22 @@ def predict(
     )
 
 
+def _of_another_kind(what: str) -> str:
+    return (
+        f"{what}, but these functions are those of Grounding DINO's authors: their pictures are normalised for it, and "
+        "boxes come from its queries; load_predictor runs the model"
+    )
+
+
 @torch.no_grad()
 def _run(model: Any, image: Tensor, caption: str) -> tuple[Prompt, Predictions]:
-    """The raw answer for one normalised picture and one caption; ValueError if it is NaN."""
+    """The raw answer for one normalised picture and one caption; ValueError if it is NaN.
+
+    Raises:
+        TypeError: a model that these functions are not made for.
+    """
+    if not isinstance(model, GeneralizedDINO):
+        raise TypeError(_of_another_kind(f"the model is a {type(model).__name__}"))
     prompt = model.text_encoder.prompts.of_caption(caption)
     features = model.extract_features([image.to(model.device)])
     answer: tuple[Prompt, Predictions] = model.predict(features, [[prompt]])[0][0]

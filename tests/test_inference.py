@@ -238,3 +238,11 @@ def test_predictions_that_are_nan_are_refused(model, picture):
 def test_load_model_explains_a_foreign_script(tmp_path):
     with pytest.raises(ValueError, match="not executed"):
         load_model("some/other_model.py", "a.pth")
+
+
+def test_models_of_another_kind_are_refused(tiny_glip, picture):
+    """GLIP reads BGR pictures and has no queries: its pictures would not be those that load_image gives."""
+    with pytest.raises(ValueError, match=r"glip_t_c is a GLIP, but these functions .*load_predictor runs the model"):
+        load_model("glip_t_c", "none.pth")
+    with pytest.raises(TypeError, match=r"the model is a GLIP, but .*load_predictor runs the model"):
+        predict(tiny_glip, normalise_picture(picture), "a dog", 0.3, 0.25)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from grounding_dino.analysis.parts import AFTER, BEFORE, PARTS, part_of
+from grounding_dino.analysis.parts import AFTER, BEFORE, PARTS, part_of, starts_last
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -26,9 +26,7 @@ class FlopCounts:
 
     Attributes:
         multiply_adds: of (part, operator). A fused multiply-add is one; norms count 5 an element with affine weights,
-            bilinear resizing 4, pooling 1, as in fvcore. Sampling of deformable attention counts 5 for a channel of a
-            point: 4 neighbours and the attention weight.
-        elementwise: output elements of additions, products, softmax and the like, which are in no total.
+    XX        elementwise: output elements of additions, products, softmax and the like, which are in no total.
         uncounted: calls of all other operators; they move data, or look at a few numbers.
     """
 
@@ -116,7 +114,7 @@ class _Scopes:
         """The part of a scope "/model/model.backbone/..."; operators come in the order in which they ran."""
         names = [name.removeprefix(f"{_CHILD}.") for name in scope.split("/")]
         part = part_of(names)
-        self._decoded = self._decoded or any(name.startswith("transformer_decoder") for name in names)
+        self._decoded = self._decoded or any(map(starts_last, names))
         return part or (AFTER if self._decoded else BEFORE)
 
 
@@ -131,6 +129,18 @@ def _deformable_attention(inputs: list[Any], outputs: list[Any]) -> int:
     return 5 * math.prod(get_shape(inputs[4])) * get_shape(inputs[0])[-1]
 
 
+def _deformable_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """Weights (C', C, k, k): what they read, sampled as in deformable attention, and their products."""
+    filters, *taps = get_shape(inputs[1])
+    places = math.prod(get_shape(outputs[0])) // filters
+    return places * math.prod(taps) * (5 + filters)
+
+
+def _product(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of matrices, or of matrices and a vector, which fvcore's own count does not know."""
+    return math.prod(get_shape(outputs[0]) or ()) * get_shape(inputs[0])[-1]
+
+
 def _resized_bicubic(inputs: list[Any], outputs: list[Any]) -> int:
     return 16 * math.prod(get_shape(outputs[0]))
 
@@ -142,6 +152,8 @@ def _elements(inputs: list[Any], outputs: list[Any]) -> int:
 _OWN_HANDLES: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention,
     "grounding_dino::ms_deform_attn": _deformable_attention,
+    "aten::matmul": _product,
+    "torchvision::deform_conv2d": _deformable_convolution,
     "aten::upsample_bicubic2d": _resized_bicubic,
 }
 _ELEMENTWISE = "elementwise"
@@ -150,6 +162,11 @@ _ELEMENTWISE_NAMES = (
     *("rsqrt", "exp", "log", "logit", "sigmoid", "tanh", "gelu", "silu", "softmax", "sin", "cos", "cumsum", "sum"),
     *(
         "mean",
+        "maximum",
+        "minimum",
+        "hardsigmoid",
+        "clamp_min",
+        "linalg_vector_norm",
         "prod",
         "amax",
         "amin",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from grounding_dino.analysis.parts import AFTER, BEFORE, PARTS, part_of
+from grounding_dino.analysis.parts import AFTER, BEFORE, PARTS, part_of, starts_last
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class _Watch(TorchDispatchMode):
     def _entering(self, name: str) -> Any:
         def enter(module: nn.Module, inputs: Any) -> None:
             self._running.append(name)
-            self._decoded = self._decoded or name.startswith("transformer_decoder")
+            self._decoded = self._decoded or starts_last(name)
 
         return enter
 

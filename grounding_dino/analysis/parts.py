@@ -23,13 +23,18 @@ RULES = (
     ("transformer_decoder.reference_head", "decoder"),
     ("transformer_decoder", "heads and masks"),
     ("denoising", "denoising"),
+    ("pyramid", "pyramid"),
+    ("prompt_vectors", "text encoder"),
+    ("tower", "tower"),
+    ("head", "dense head"),
 )
 PARTS = (
     BEFORE,
-    *("backbone", "input projection", "text encoder", "encoder", "mask features"),
-    *("query selection", "decoder", "heads and masks", "denoising"),
+    *("backbone", "input projection", "pyramid", "text encoder", "encoder", "mask features"),
+    *("query selection", "decoder", "heads and masks", "denoising", "tower", "dense head"),
     AFTER,
 )
+LAST = ("transformer_decoder", "head")  # the modules after which results are put together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,11 @@ def part_of(modules: Iterable[str]) -> str | None:
         if any(name.startswith(f"{prefix}.") for name in running):
             return part
     return None
+
+
+def starts_last(module: str) -> bool:
+    """Whether a module of this name belongs to the last of a model: what runs outside of parts later is AFTER."""
+    return module.split(".", 1)[0] in LAST
 
 
 def count_parameters(model: nn.Module) -> dict[str, ParameterCounts]:

@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "no denoising": ("MODEL.DENOISING.ENABLED_ON", False),
     "encoder checkpointed": ("MODEL.PIXEL_DECODER.ACTIVATION_CHECKPOINTING_ON", True),
     "decoder checkpointed": ("MODEL.TRANSFORMER_DECODER.ACTIVATION_CHECKPOINTING_ON", True),
+    "tower checkpointed": ("MODEL.DENSE_HEAD.ACTIVATION_CHECKPOINTING_ON", True),
     "text encoder checkpointed": ("MODEL.TEXT_ENCODER.ACTIVATION_CHECKPOINTING_ON", True),
     "text encoder frozen": ("SOLVER.FREEZE", [r"^text_encoder\."]),
     "adapters": ("MODEL.LORA.ENABLED_ON", True),
@@ -48,9 +49,19 @@ def load_training_config(args: argparse.Namespace) -> CfgNode:
     return with_class_count(cfg)
 
 
+# Keys of parts that GLIP has not, and of those that it alone has.
+_NOT_OF_GLIP = ("MODEL.DENOISING.", "MODEL.PIXEL_DECODER.", "MODEL.TRANSFORMER_DECODER.")
+_OF_GLIP = ("MODEL.DENSE_HEAD.",)
+
+
 def default_options(cfg: CfgNode) -> list[str]:
-    """All options that this device trains with: fp16 needs a GPU."""
-    return [name for name in OPTIONS if not (name == "fp16 autocast" and cfg.MODEL.DEVICE == "cpu")]
+    """All options that change something in the model and that this device trains with: fp16 needs a GPU."""
+    absent = _NOT_OF_GLIP if cfg.MODEL.META_ARCHITECTURE == "GLIP" else _OF_GLIP
+    return [
+        name
+        for name, (key, *_) in OPTIONS.items()
+        if not key.startswith(absent) and not (name == "fp16 autocast" and cfg.MODEL.DEVICE == "cpu")
+    ]
 
 
 def first_batch(cfg: CfgNode) -> tuple[list[dict[str, Any]], float]:

@@ -84,10 +84,10 @@ def check_dataset(cfg: CfgNode, name: str, num_pictures: int | None = 200) -> Se
     report.facts |= _check_pictures(cfg, report.records, num_pictures, report.findings)
     report.sizes = {(height, width) for width, height in check.sizes}
     report.most_objects = most = max(check.objects, default=0)
-    for key, limit in (
-        ("MODEL.QUERY_SELECTION.NUM_QUERIES", cfg.MODEL.QUERY_SELECTION.NUM_QUERIES),
-        ("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE),
-    ):
+    limits = {"TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}
+    if cfg.MODEL.META_ARCHITECTURE != "GLIP":  # which has a place for every cell of its maps
+        limits["MODEL.QUERY_SELECTION.NUM_QUERIES"] = cfg.MODEL.QUERY_SELECTION.NUM_QUERIES
+    for key, limit in limits.items():
         if most > limit:
             report.findings.note(WARNING, f"a picture has more objects than {key}", f"{most} objects, {limit}")
     return report

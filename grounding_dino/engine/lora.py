@@ -33,6 +33,7 @@ DEFAULT_TARGETS = (
     r"^pixel_decoder\.layers\.",
     r"^transformer_decoder\.layers\.",
     r"^text_encoder\.bert\.encoder\.layer\.",
+    r"^tower\.blocks\.\d+\.(fusion|text_layer)\.",  # GLIP
 )
 
 

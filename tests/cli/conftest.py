@@ -66,12 +66,22 @@ def coco(tmp_path: Path) -> str:
 @pytest.fixture
 def command(tiny_cfg: CfgNode, coco: str, tmp_path: Path, as_before: None) -> Callable[..., list[str]]:
     """`command(*flags, opts=())`: the arguments of a tiny run on the data set `boxes`."""
-    cfg = tiny_cfg.clone()
+    return _command(tiny_cfg, coco, tmp_path)
+
+
+@pytest.fixture
+def glip_command(tiny_glip_cfg: CfgNode, coco: str, tmp_path: Path, as_before: None) -> Callable[..., list[str]]:
+    """As `command`, of a tiny GLIP."""
+    return _command(tiny_glip_cfg, coco, tmp_path)
+
+
+def _command(cfg: CfgNode, coco: str, folder: Path) -> Callable[..., list[str]]:
+    cfg = cfg.clone()
     cfg.merge_from_list(["DATASETS.TRAIN", ("boxes",), "DATASETS.TEST", ("boxes",), "DATALOADER.NUM_WORKERS", 0])
     cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (80,), "INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TRAIN", 120])
     cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SEED", 1, "MODEL.DEVICE", "cuda"])
-    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.RELEASE.URL", ""])
-    file = tmp_path / "tiny.yaml"
+    cfg.merge_from_list(["OUTPUT_DIR", str(folder / "out"), "MODEL.RELEASE.URL", ""])
+    file = folder / "tiny.yaml"
     file.write_text(cfg.dump())
 
     def build(*flags: str, opts: tuple[str, ...] = ()) -> list[str]:

@@ -15,6 +15,7 @@ from grounding_dino.cli.analyze_model import build_parser, main, report
 from grounding_dino.layers.blocks import MultiheadAttention
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.model_zoo import get_config_file, list_configs, load_cfg
+from grounding_dino.modeling.dense_head.dynamic_conv import DeformableBranch
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ ARGUMENTS = ["--size", "64x96", "--categories", "cat", "traffic light"]
 MOVING = {
     *("unflatten", "meshgrid", "embedding", "flip", "repeat", "numpy_T", "resolve_conj", "resolve_neg", "mT", "topk"),
     *("index_fill_", "pad", "fill_", "masked_fill_", "all", "any", "numel", "sort", "argsort", "clone", "where"),
+    *("nonzero_numpy", "expand_as", "nms"),
 }
 
 
@@ -147,7 +149,7 @@ def test_table_and_numbers(tiny_file: str, tmp_path: Path, capsys: pytest.Captur
     printed, record = capsys.readouterr().out, json.loads(output.read_text())
     assert record["size"] == [64, 96] and record["batch"] == 2 and record["categories"] == 2
     parts = record["parts"]
-    assert set(parts) == set(PARTS) - {"mask features"}
+    assert set(parts) == set(PARTS) - {"mask features", "pyramid", "tower", "dense head"}
     assert sum(part["multiply_adds"] for part in parts.values()) == record["multiply_adds"]
     assert sum(record["operators"].values()) == record["multiply_adds"]
     sampled = record["operators"].get("ms_deform_attn") or record["operators"]["grid_sampler"]
@@ -161,6 +163,38 @@ def test_table_and_numbers(tiny_file: str, tmp_path: Path, capsys: pytest.Captur
     printed = report(record)
     assert "published" in printed and " 172 " in printed and " 464 " in printed
     assert PUBLISHED["grounding_dino/swin_t_ogc"].note in printed
+
+
+def test_a_dense_head_belongs_to_parts_too(
+    tiny_glip_cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything of weight in a GLIP is counted, and its learned vectors with the text they are added to."""
+    file, output = tmp_path / "glip.yaml", tmp_path / "cost.json"
+    tiny_glip_cfg.MODEL.DENSE_HEAD.PROMPT_VECTORS = 20
+    file.write_text(tiny_glip_cfg.dump())
+    assert main(["--config-file", str(file), *ARGUMENTS, "--json", str(output)]) == 0
+    record = json.loads(output.read_text())
+    named = {"backbone", "pyramid", "text encoder", "tower", "dense head"}
+    assert named == set(record["parts"]) - {"preprocessing", "postprocessing"}
+    assert all(record["parts"][name]["parameters"] for name in named) and record["operators"]["deform_conv2d"]
+    assert set(record["uncounted_calls"]) <= MOVING
+    assert record["parts"]["postprocessing"]["activation_bytes"]
+
+
+def test_a_deformable_convolution_by_hand() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = DeformableBranch(8, 2, 4)
+
+        def forward(self, batched_inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+            maps = torch.stack([inputs["image"] for inputs in batched_inputs])
+            offset, mask = torch.zeros(2, 18, 3, 5), torch.ones(2, 9, 3, 5)
+            return [{"sem_seg": m} for m in self.tower(maps, offset, mask)]
+
+    flops = count_flops(Branch().eval(), [{"image": torch.rand(8, 6, 10)} for _ in range(2)])
+    # for every place 9 samples of 8 channels, each of 4 neighbours and a weight, and their products with 8 filters
+    assert flops.multiply_adds["tower", "deform_conv2d"] == 2 * 3 * 5 * (9 * 8 * 5 + 9 * 8 * 8)
 
 
 def test_published_figures_are_those_of_packaged_configurations(tmp_path: Path) -> None:

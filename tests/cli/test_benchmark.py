@@ -8,11 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grounding_dino.cli import benchmark
-from grounding_dino.cli.benchmark_training import OPTIONS, build_step, changed, first_batch, load_training_config
+from grounding_dino.cli.benchmark_training import (
+    OPTIONS,
+    build_step,
+    changed,
+    default_options,
+    first_batch,
+    load_training_config,
+)
 from grounding_dino.cli.data_arguments import add_data_arguments
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 
 def test_table_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,11 +78,36 @@ def test_training_with_and_without_an_option(
         assert 0 < record["step"]["lowest"] <= record["step"]["median"] <= record["step"]["highest"]
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "fp16 autocast"])
+OF_GLIP = {"tower checkpointed"}
+NOT_OF_GLIP = {"no denoising", "encoder checkpointed", "decoder checkpointed"}
+
+
+@pytest.mark.parametrize(("family", "absent"), [("command", OF_GLIP), ("glip_command", NOT_OF_GLIP)])
+def test_options_of_parts_that_a_model_has_not_are_left_out(
+    family: str, absent: set[str], request: pytest.FixtureRequest
+) -> None:
+    cfg = _config(request.getfixturevalue(family))
+    assert set(default_options(cfg)) == set(OPTIONS) - absent - {"fp16 autocast"}
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in OF_GLIP | {"fp16 autocast"}])
 def test_every_option_takes_steps(name: str, command: Callable[..., list[str]]) -> None:
+    _take_steps(name, command)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in NOT_OF_GLIP | {"fp16 autocast"}])
+def test_every_option_takes_steps_of_glip(name: str, glip_command: Callable[..., list[str]]) -> None:
+    _take_steps(name, glip_command)
+
+
+def _config(command: Callable[..., list[str]]) -> CfgNode:
     parser = argparse.ArgumentParser()
     add_data_arguments(parser)
-    cfg = load_training_config(parser.parse_args(command(opts=("MODEL.DEVICE", "cpu"))))
+    return load_training_config(parser.parse_args(command(opts=("MODEL.DEVICE", "cpu"))))
+
+
+def _take_steps(name: str, command: Callable[..., list[str]]) -> None:
+    cfg = _config(command)
     batch, _ = first_batch(cfg)
     step = build_step(changed(cfg, OPTIONS[name]), batch)
     try:

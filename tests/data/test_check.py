@@ -326,3 +326,9 @@ def test_a_set_of_semantic_maps_alone_has_something_to_learn(tiny_cfg: CfgNode, 
     MetadataCatalog.get("labels").set(stuff_classes=["sky", "ground"])
     report = check_dataset(tiny_cfg, "labels")
     assert said(report) == [] and report.facts["pictures without an object"] == 0
+
+
+def test_glip_has_no_queries_to_run_out_of(tiny_glip_cfg: CfgNode, coco: Callable[..., str]) -> None:
+    tiny_glip_cfg.MODEL.QUERY_SELECTION.NUM_QUERIES, tiny_glip_cfg.TEST.DETECTIONS_PER_IMAGE = 1, 1
+    (line,) = said(check_dataset(tiny_glip_cfg, coco()))
+    assert line == "warning: a picture has more objects than TEST.DETECTIONS_PER_IMAGE: 2 objects, 1"

@@ -98,6 +98,16 @@ def test_attention_and_feed_forward_layers_are_the_default(tiny_cfg: CfgNode) ->
     assert target_layers(tiny_cfg, model) == [name for name in layers if not name.startswith("text_encoder.")]
 
 
+def test_the_layers_of_glips_text_and_fusion_are_the_default(tiny_glip_cfg: CfgNode) -> None:
+    model = build_model(tiny_glip_cfg)
+    layers = target_layers(tiny_glip_cfg, model)
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    left_out = {name for name in linear - set(layers) if not name.startswith("backbone.")}
+    assert all(name.startswith(("head.", "tower.blocks.0.convolution.")) for name in left_out)
+    assert "tower.blocks.0.fusion.attention.query_image" in layers and "tower.blocks.0.text_layer.ffn.2" in layers
+    assert "text_encoder.bert.encoder.layer.0.attention.self.query" in layers
+
+
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 4), (3, 12)])
 def test_targets_rank_alpha_and_dropout_are_those_asked_for(tiny_cfg: CfgNode, rank: int, alpha: int) -> None:
     opts = ["MODEL.LORA.ENABLED_ON", True, "MODEL.LORA.TARGETS", [r"decoder\.layers\.1\.ffn\.0$"]]
