@@ -79,7 +79,7 @@ class DenseCriterion(nn.Module):
                 as_float32_at_least(torch.cat(part, dim=1))
                 for part in (predictions.token_logits, predictions.box_deltas, predictions.centerness)
             )  # (B, A, T), (B, A, 4), (B, A)
-            _check_finite(deltas, centerness)
+            _check_finite(logits, deltas, centerness, text_padding_mask)
             boxes = [_in_pixels(target.boxes, frame) for target, frame in zip(targets, frames)]
             assigned = torch.stack([assign_places(anchors, each, self.num_candidates) for each in boxes])  # (B, A)
             picture, place = (assigned != BACKGROUND).nonzero(as_tuple=True)
@@ -122,9 +122,10 @@ def _counted_through(assigned: Tensor, targets: Sequence[Targets]) -> Tensor:
     return assigned + counts.cumsum(0)[:, None]
 
 
-def _check_finite(deltas: Tensor, centerness: Tensor) -> None:
-    if not (deltas.isfinite().all() and centerness.isfinite().all()):
+def _check_finite(logits: Tensor, deltas: Tensor, centerness: Tensor, text_padding_mask: Tensor) -> None:
+    valid = logits.isfinite() | text_padding_mask[:, None]
+    if not (valid.all() and deltas.isfinite().all() and centerness.isfinite().all()):
         raise FloatingPointError(
-            "the model predicts boxes or centerness that are NaN or infinite; lower SOLVER.BASE_LR, or look for such "
-            "values in MODEL.WEIGHTS"
+            "the model predicts scores, boxes or centerness that are NaN or infinite; lower SOLVER.BASE_LR, or look "
+            "for such values in MODEL.WEIGHTS"
         )
