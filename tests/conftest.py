@@ -106,6 +106,12 @@ def tiny_model(tiny_cfg: CfgNode) -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def tiny_glip_opts() -> list[Any]:
+    """KEY, VALUE pairs that make a tiny model of any GLIP's configuration."""
+    return TINY_GLIP_OPTS
+
+
 @pytest.fixture
 def tiny_glip_cfg() -> CfgNode:
     """The configuration of a tiny GLIP with fusion that runs in milliseconds."""

@@ -16,6 +16,7 @@ from grounding_dino.checkpoint.likely_config import likely_config
 from grounding_dino.checkpoint.origins import LoadedCheckpoint, load_checkpoint
 from grounding_dino.checkpoint.report import LoadReport, listed
 
+import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 _TRAINING_ONLY = re.compile(r"denoising\.")
 # Buffers whose values the configuration gives, and counters on which no number depends.
 _NEEDLESS = re.compile(r"pixel_(mean|std)$|.*\.num_batches_tracked$")
+# What prompt tuning learns. Zeros, with which it begins, change nothing, so files without (all released ones) fit.
+_PROMPT_VECTORS = "prompt_vectors.weight"
+# Parameters that change nothing before a training: a checkpoint without them loads into a model that has them.
+_NEUTRAL = re.compile(r"prompt_vectors\.")
 # What another backbone has otherwise: all but the norms of its outputs, of which a detector may use more or fewer.
 _BACKBONE = re.compile(r"backbone\.(?!norms\.)(?!.*\.num_batches_tracked$)")
 
@@ -35,7 +40,7 @@ def load_weights(
 
     Every tensor of the checkpoint and every parameter of the model must be accounted for, unless `ignore` (regular
     expressions on our names) or `warm_start` (take what fits) says otherwise. Also a warm start refuses another
-    backbone, unless `ignore` names it.
+    backbone, unless `ignore` names it. Prompt vectors that a checkpoint lacks become zeros.
 
     Raises:
         CheckpointError: unreadable or unknown file, or names or shapes that do not fit; the message lists them and says
@@ -65,7 +70,10 @@ def load_checkpoint_into(
     _refuse_another_backbone(checkpoint, report, state)
     if not report.taken:
         raise CheckpointError(f"nothing in {checkpoint.path} fits the model; {likely_config(checkpoint.state)}")
-    model.load_state_dict({name: state[name] for name in report.taken}, strict=False)
+    untuned = {name: torch.zeros(expected[name].shape) for name in report.new if name == _PROMPT_VECTORS}
+    model.load_state_dict({**{name: state[name] for name in report.taken}, **untuned}, strict=False)
+    if untuned:
+        logger.info("%s has no prompt vectors (MODEL.DENSE_HEAD.PROMPT_VECTORS): they begin as zeros", checkpoint.path)
     level = logging.WARNING if problems else logging.INFO
     logger.log(level, "%s", report)
     return report
@@ -117,7 +125,7 @@ def _compare(
 
 def _problems(checkpoint: LoadedCheckpoint, report: LoadReport) -> dict[str, list[str]]:
     """What a strict load does not accept."""
-    tolerated = [re.compile(pattern) for pattern in checkpoint.absent]
+    tolerated = [re.compile(pattern) for pattern in (*checkpoint.absent, re.escape(_PROMPT_VECTORS))]
     missing = [name for name in report.new if not any(pattern.match(name) for pattern in tolerated)]
     unexpected = [name for name in report.dropped if not _TRAINING_ONLY.match(name) and not _NEEDLESS.match(name)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": list(report.misshapen)}
@@ -147,6 +155,9 @@ def _explain(checkpoint: LoadedCheckpoint, report: LoadReport, problems: Mapping
     lines = [f"{checkpoint.path} ({checkpoint.origin}) does not fit the model ({len(report.taken)} tensors would):"]
     lines += [f"  {len(names)} {word}: {listed(names)}" for word, names in problems.items()]
     lines.append(f"  {likely_config(checkpoint.state)}.")
+    if _PROMPT_VECTORS in checkpoint.state and _PROMPT_VECTORS not in report.taken:
+        rows = len(checkpoint.state[_PROMPT_VECTORS])
+        lines.append(f"  It has learned prompt vectors: set MODEL.DENSE_HEAD.PROMPT_VECTORS {rows}.")
     training = [name for names in problems.values() for name in names if _TRAINING_ONLY.match(name)]
     if training:
         lines.append(

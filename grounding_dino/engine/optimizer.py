@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from grounding_dino.checkpoint.adapters import is_of_adapter
 from grounding_dino.engine.layer_decay import layer_factors
 
 import torch
@@ -58,7 +59,7 @@ def freeze_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
     A frozen parameter keeps its value bit for bit: it is in no optimizer, so decay does not move it either.
 
     Raises:
-        ValueError: a pattern that is no regular expression, or that finds no parameter.
+        ValueError: a pattern that is no regular expression, or that finds no parameter, or one of an adapter.
     """
     parameters = dict(model.named_parameters())
     frozen: set[str] = set()
@@ -66,6 +67,12 @@ def freeze_parameters(cfg: CfgNode, model: nn.Module) -> list[str]:
         names = [name for name in parameters if _finds("SOLVER.FREEZE", pattern, name)]
         if not names:
             raise ValueError(f"SOLVER.FREEZE has {pattern!r}, but no parameter's name matches it")
+        adapters = [name for name in names if is_of_adapter(name)]
+        if adapters:
+            raise ValueError(
+                f"SOLVER.FREEZE has {pattern!r}, which finds {adapters[0]} of an adapter (MODEL.LORA); adapters freeze "
+                "the rest of the model, so leave the pattern out, or name other layers in MODEL.LORA.TARGETS"
+            )
         frozen.update(names)
     for name in frozen:
         parameters[name].requires_grad_(False)

@@ -42,6 +42,7 @@ from grounding_dino.engine.initial_weights import load_initial_weights
 from grounding_dino.engine.lora import SaveAdapter, build_adapters
 from grounding_dino.engine.optimizer import build_optimizer
 from grounding_dino.engine.parallel import distribute, gathered, split_parameters
+from grounding_dino.engine.prompt_tuning import warn_of_changing_prompts
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.engine.writers import WandbWriter, check_wandb
 from grounding_dino.evaluation.build import build_evaluator, check_evaluation
@@ -92,6 +93,7 @@ class Trainer(DefaultTrainer):
         split_parameters(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = build_train_loader(cfg, self.seed)
+        warn_of_changing_prompts(cfg)
         self.cfg = cfg = in_iterations(cfg, pictures_an_epoch(data_loader))
         if cfg.SOLVER.MAX_ITER < 1:
             raise ValueError(f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}; give 1 or more (--eval-only trains nothing)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
 from detectron2.structures import ImageList
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -141,6 +143,7 @@ class GLIP(PromptedDetector):
         if self.pad_before_backbone:
             images = list(ImageList.from_tensors(list(images), self.divisibility).tensor)
         images = [padded_to_multiple(image, self.divisibility) for image in images]
+        self._warn_of_other_prompts(prompts)
         found: list[list[tuple[Prompt, DensePredictions]]] = [[] for _ in prompts]
         for members in groups_of_equal_size(images):
             maps = self.extract_features(torch.stack([images[i] for i in members]))
@@ -172,6 +175,16 @@ class GLIP(PromptedDetector):
                 "(MODEL.DENSE_HEAD.PROMPT_VECTORS); name fewer categories in it, or train more vectors"
             )
         return dataclasses.replace(text, embeddings=text.embeddings + self.prompt_vectors.weight[:length])
+
+    def _warn_of_other_prompts(self, prompts: Sequence[Sequence[Prompt]]) -> None:
+        """Learned vectors belong to the places of one prompt, the one of their training."""
+        most = max(map(len, prompts), default=0)
+        if self.prompt_vectors is not None and most > 1:
+            log_first_n(
+                logging.WARNING,
+                f"a picture's names take {most} prompts, and each gets the learned vectors of the same places "
+                "(MODEL.DENSE_HEAD.PROMPT_VECTORS), which were trained with one prompt: its own names",
+            )
 
     def head_outputs(self, maps: Sequence[Tensor], text: TextFeatures) -> DensePredictions:
         """What tower and head say of every place."""
