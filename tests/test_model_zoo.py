@@ -48,7 +48,7 @@ def test_a_short_name_is_one_configuration():
         load_cfg("r50_semantc")
 
 
-@pytest.mark.parametrize("name", ["ade20k/r50_semantic", "configs/mask_dino/cityscapes/r50_semantic.yaml"])
+@pytest.mark.parametrize("name", ["ade20k/r50_semantic", "configs/mask_dino/cityscapes/r50_semantic.yaml", "glip_t"])
 def test_released_weights_of_names_with_folders(name):
     cfg = load_cfg(name)
     assert cfg.MODEL.RELEASE.URL and find_weights(cfg, name) == cfg.MODEL.RELEASE.URL
@@ -107,9 +107,9 @@ def test_names_with_folders_find_their_weights():
         find_weights(load_cfg("dino/r50_4scale_12ep"), "dino/r50_4scale_12ep")
 
 
-def test_named_weights_win_over_released_ones():
+@pytest.mark.parametrize("name", ["swin_t_finetune_coco", "glip_t_finetune_coco"])
+def test_named_weights_win_over_released_ones(name):
     """A recipe's MODEL.WEIGHTS are what its training starts from; who names the same file gets that file."""
-    name = "swin_t_finetune_coco"
     recipe = load_cfg(name)
     start, released = recipe.MODEL.WEIGHTS, recipe.MODEL.RELEASE.URL
     assert start and released and start != released

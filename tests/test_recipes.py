@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from grounding_dino.engine.evaluations import check_metric_name
 from grounding_dino.engine.trainer import Trainer
 from grounding_dino.model_zoo import list_configs, load_cfg
 from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
+from grounding_dino.modeling.meta_arch.glip import GLIP
 
 import numpy as np
 import pytest
@@ -49,6 +51,9 @@ SMALL = {
     "MODEL.PIXEL_DECODER.TEXT_LAYER.FFN_DIM": 16,
     "MODEL.TRANSFORMER_DECODER.NUM_LAYERS": 2,
     "MODEL.TRANSFORMER_DECODER.FFN_DIM": 16,
+    "MODEL.DENSE_HEAD.NUM_BLOCKS": 1,
+    "MODEL.DENSE_HEAD.TEXT_FUSION.EMBED_DIM": 16,
+    "MODEL.DENSE_HEAD.TEXT_FUSION.NUM_HEADS": 2,
     "INPUT.MIN_SIZE_TRAIN": [64],
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.CROP.MIN_SIZES": [72],
@@ -70,6 +75,8 @@ ONE_STEP_ALONE = {
     "DATASETS.TEST": (),
 }
 TIMM_OPTIONS = {"convnext_xl_4scale_12ep": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}}
+MODELS = {"GeneralizedDINO": GeneralizedDINO, "GLIP": GLIP}
+TRUNKS = ("transformer_decoder.", "tower.")  # what a training of either model changes
 GROUNDING = ("goldg", "grit", "cap4m", "refcoco", "grefcoco")
 
 
@@ -156,18 +163,21 @@ def test_recipe_trains(name: str, tmp_path: Path) -> None:
     cfg = load_cfg(name, settings(**run))
     if load_cfg(name).MODEL.WEIGHTS:  # start from a file, in our form
         run["MODEL__WEIGHTS"] = str(tmp_path / "start.pth")
-        save_checkpoint(run["MODEL__WEIGHTS"], GeneralizedDINO(with_class_count(cfg)).state_dict(), to="ours")
+        save_checkpoint(run["MODEL__WEIGHTS"], build(with_class_count(cfg)).state_dict(), to="ours")
         cfg = load_cfg(name, settings(**run))
     if name == "r50_instance_lvis":  # whose data set, alone, says its classes when it is read
         MetadataCatalog.remove("lvis_v1_train")
         MetadataCatalog.get("lvis_v1_train").thing_classes = [f"class {i}" for i in range(1203)]
     before, trained = train(cfg)
     moved = {key for key, value in trained.items() if not torch.equal(before[key], value)}
-    assert any(key.startswith("transformer_decoder.") for key in moved)
-    frozen = (
-        {key for key in before if key.startswith("text_encoder.bert.")} if cfg.MODEL.TEXT_ENCODER.FREEZE_ON else set()
-    )
-    assert not moved & frozen
+    patterns = [*cfg.SOLVER.FREEZE, *[r"^text_encoder\.bert\."] * cfg.MODEL.TEXT_ENCODER.FREEZE_ON]
+    frozen = {key for key in before if any(re.search(pattern, key) for pattern in patterns)}
+    assert moved and not moved & frozen
+    assert any(key.startswith(TRUNKS) for key in moved | frozen)
+
+
+def build(cfg: CfgNode) -> torch.nn.Module:
+    return MODELS[cfg.MODEL.META_ARCHITECTURE](cfg)
 
 
 def train(cfg: CfgNode) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -186,6 +196,8 @@ STARTS = {
     "swin_b_finetune_coco": ("swin_b_cogcoor", "official"),
     "mm_swin_t_finetune_coco": ("mm_swin_t", "mmdet"),
     "one_class": ("swin_t_ogc", "official"),
+    "glip_t_a_finetune_coco": ("glip_t_a", "official"),
+    "glip_t_c_finetune_coco": ("glip_t_c", "mmdet"),
     "r50_4scale_finetune": ("r50_4scale_12ep", "official"),
     "shapes_tiny_finetune": ("shapes_tiny", "ours"),
     "shapes_tiny_one_class": ("shapes_tiny", "ours"),
@@ -227,7 +239,7 @@ def test_fine_tuning_starts_from_the_published_form_and_trains(name: str, one_pi
     start = str(tmp_path / "start.pth")
     # the files of Grounding DINO's authors and mmdet's conversions have no denoising part, DINO's and ours do
     denoising = {"MODEL.DENOISING.ENABLED_ON": origin == "ours" or base == "r50_4scale_12ep"}
-    state = GeneralizedDINO(load_cfg(base, options({**SMALL, **denoising}))).state_dict()
+    state = build(load_cfg(base, options({**SMALL, **denoising}))).state_dict()
     save_checkpoint(start, state, to=origin)
     run = {
         "MODEL.WEIGHTS": start,
@@ -237,13 +249,14 @@ def test_fine_tuning_starts_from_the_published_form_and_trains(name: str, one_pi
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.WARMUP_ITERS": 0,
         "SOLVER.STEPS": [],
+        "TEST.EVAL_PERIOD": 1,
         "SOLVER.MAX_ITER": 1,
         "OUTPUT_DIR": str(tmp_path / "out"),
     }
     cfg = load_cfg(name, options({**SMALL, **run}))
     before, trained = train(cfg)
     fitting = [key for key, value in state.items() if key in trained and value.shape == trained[key].shape]
-    assert any(not torch.equal(state[key], trained[key]) for key in fitting if key.startswith("transformer_decoder."))
+    assert any(not torch.equal(state[key], trained[key]) for key in fitting if key.startswith(TRUNKS))
     assert all(torch.equal(state[key], before[key]) for key in fitting)
     if cfg.MODEL.CLASS_HEAD.NAME == "Linear":  # what does not fit other classes, and nothing else
         new = {key.rsplit(".", 1)[0] for key in before if key not in fitting}
