@@ -110,9 +110,14 @@ class WordPieceTokenizer:
         return build_tokenizer, (self.vocabulary,)
 
 
-@functools.lru_cache(maxsize=8)
 def build_tokenizer(vocabulary: str = "") -> WordPieceTokenizer:
     """The tokenizer of a vocabulary file (see :class:`WordPieceTokenizer`); built once per process."""
+    return _build_once(vocabulary)
+
+
+@functools.lru_cache(maxsize=8)
+def _build_once(vocabulary: str) -> WordPieceTokenizer:
+    """Behind a function with a default: `lru_cache` takes a default that is left out for another argument."""
     return WordPieceTokenizer(vocabulary)
 
 

@@ -19,7 +19,9 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 NAMES = ["traffic light", "cat", "antidisestablishmentarianism"]
 
 
-def tiny_encoder(attention: str = "sdpa", dropout: float = 0.0, **options) -> BertEncoder:
+def tiny_encoder(
+    attention: str = "sdpa", dropout: float = 0.0, embed_dim: int | None = 8, sub_sentence: bool = True, **options
+) -> BertEncoder:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     bert = build_bert(
@@ -35,7 +37,7 @@ def tiny_encoder(attention: str = "sdpa", dropout: float = 0.0, **options) -> Be
     for name, parameter in bert.named_parameters():  # the default is too small to tell tokens apart
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=1.0 if "embeddings" in name else 0.5)
-    return BertEncoder(bert=bert, prompts=PromptBuilder(max_tokens=64), embed_dim=8, **options)
+    return BertEncoder(bert=bert, prompts=PromptBuilder(tokenizer, 64, sub_sentence), embed_dim=embed_dim, **options)
 
 
 @pytest.fixture
@@ -110,13 +112,8 @@ def test_lower_precision(prompts, attention, dtype):
     torch.testing.assert_close(encoder.to(dtype)(prompts).embeddings.float(), expected, atol=0.15, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@torch.no_grad()
-def test_full_size_bert_gives_the_authors_numbers(attention):
-    golden = np.load(REFERENCE / "grounding_dino" / "swin_t_case1.npz")
-    tokenizer = build_tokenizer()
-    bert = build_bert(
+def full_size_bert(attention: str = "sdpa"):
+    return build_bert(
         vocabulary_size=30522,
         hidden_size=768,
         num_layers=12,
@@ -126,9 +123,16 @@ def test_full_size_bert_gives_the_authors_numbers(attention):
         dropout=0.1,
         attention=attention,
     )
-    encoder = BertEncoder(bert=bert, prompts=PromptBuilder(tokenizer), embed_dim=256).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_full_size_bert_gives_the_authors_numbers(attention):
+    golden = np.load(REFERENCE / "grounding_dino" / "swin_t_case1.npz")
+    encoder = BertEncoder(bert=full_size_bert(attention), prompts=PromptBuilder(), embed_dim=256).eval()
     encoder.load_state_dict(reference_weights())
-    prompts = [build_caption_prompt(str(caption), tokenizer) for caption in golden["captions"]]
+    prompts = [encoder.prompts.of_caption(str(caption)) for caption in golden["captions"]]
     hidden = encoder.encode(collate_prompts(prompts))
     np.testing.assert_allclose(hidden, golden["bert_last_hidden"], atol=5e-5, rtol=0)
     for _ in range(2):  # computed, then from the cache
@@ -151,6 +155,84 @@ def reference_weights() -> dict[str, torch.Tensor]:
                 value = value * np.float32(factor) if re.search(pattern, name) else value
             weights[name.replace("feat_map", "projection")] = torch.from_numpy(value)
     return weights
+
+
+# ---------------------------------------------------------------------------------------------- BERT's own way
+
+
+@pytest.fixture
+def glip_encoder():
+    return tiny_encoder(embed_dim=None, sub_sentence=False).eval()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@torch.no_grad()
+def test_one_sentence_is_an_ordinary_bert(glip_encoder, cache):
+    """As `transformers` runs it: a 0/1 mask over padding, and its own positions."""
+    if not cache:
+        glip_encoder._cache.size = 0
+    (names,) = glip_encoder.prompts.of_categories(NAMES)
+    prompts = [names, glip_encoder.prompts.of_caption("is it a t.v.?"), *glip_encoder.prompts.of_categories(["cat"])]
+    features = glip_encoder(prompts)
+    ids = torch.zeros(3, len(names), dtype=torch.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt.input_ids)
+    expected = glip_encoder.bert(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    assert features.embeddings.shape == expected.shape == (3, len(names), 16)
+    assert torch.equal(features.padding_mask, ids == 0)
+    real = ~features.padding_mask
+    torch.testing.assert_close(features.embeddings[real], expected[real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@torch.no_grad()
+def test_a_sentence_does_not_depend_on_its_batch(glip_encoder, cache):
+    if not cache:
+        glip_encoder._cache.size = 0
+    prompts = [glip_encoder.prompts.of_caption(text) for text in ("cat", "a red bus on the road", "two dogs.")]
+    together = glip_encoder(prompts).embeddings
+    assert together.isfinite().all()
+    glip_encoder.clear_cache()
+    for row, prompt in zip(together, prompts, strict=True):
+        torch.testing.assert_close(glip_encoder([prompt]).embeddings[0], row[: len(prompt)], atol=1e-5, rtol=0)
+
+
+def test_without_projection_there_are_only_berts_weights(glip_encoder):
+    assert {name.split(".")[0] for name in glip_encoder.state_dict()} == {"bert"}
+    glip_encoder([glip_encoder.prompts.of_caption("a cat")]).embeddings.sum().backward()
+    frozen = tiny_encoder(embed_dim=None, sub_sentence=False, freeze=True).train()
+    assert not frozen([frozen.prompts.of_caption("a cat")]).embeddings.requires_grad
+
+
+@torch.no_grad()
+def test_both_styles_of_the_same_tokens_are_two_entries(glip_encoder):
+    written = PromptBuilder(max_tokens=64).of_caption("cat. dog.")
+    sentence = glip_encoder.prompts.of_caption("cat. dog.")
+    assert written.input_ids == sentence.input_ids
+    count = Count(glip_encoder)
+    first = [glip_encoder([prompt]).embeddings for prompt in (written, sentence)]
+    assert not torch.allclose(*first) and count.rows == [2, 1]  # the first with the padding
+    for prompt, features in zip((written, sentence), first, strict=True):
+        assert torch.equal(glip_encoder([prompt]).embeddings, features)
+    assert count.rows == [2, 1]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_size_bert_gives_glips_numbers(fill):
+    """Two captions of different length in one batch, each of which mmdet's GLIP had alone."""
+    manifest = "manifest_mmdet_glip_atss_swin-t_c_fpn_dyhead_pretrain_obj365-goldg.json"
+    names = json.loads((REFERENCE / "glip" / manifest).read_text())
+    prefix = "language_model.language_backbone.body.model."
+    weights = fill.fill_state_dict({name: shape for name, shape in names.items() if name.startswith(prefix)})
+    bert = full_size_bert()
+    bert.load_state_dict({name.removeprefix(prefix): torch.from_numpy(value) for name, value in weights.items()})
+    encoder = BertEncoder(bert=bert, prompts=PromptBuilder(sub_sentence=False), embed_dim=None).eval()
+    golden = [np.load(REFERENCE / "glip" / f"golden_glip_{case}.npz") for case in "ct"]
+    prompts = [encoder.prompts.of_caption(str(case["caption"])) for case in golden]
+    for row, case, prompt in zip(encoder(prompts).embeddings, golden, prompts, strict=True):
+        np.testing.assert_allclose(row[: len(prompt)], case["text_hidden"][0], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(row[: len(prompt)], case["text_embedded"][0], atol=1e-4, rtol=0)
 
 
 # --------------------------------------------------------------------------------------------------- the cache
@@ -294,6 +376,10 @@ def test_building_from_a_config(tmp_path):
     assert not [name for name in encoder.state_dict() if "pooler" in name]
     for name, value in source.bert.state_dict().items():
         assert torch.equal(value, encoder.bert.state_dict()[name])
+    options.PROJECTION_ON, options.SUB_SENTENCE_ON = False, False
+    encoder = build_text_encoder(cfg)
+    assert isinstance(encoder.projection, torch.nn.Identity)
+    assert encoder.prompts == PromptBuilder(max_tokens=128, sub_sentence=False)
     options.NAME = ""
     assert build_text_encoder(cfg) is None
 
