@@ -205,7 +205,7 @@ def test_all_kinds_of_pictures_agree(predictor: GroundingPredictor, picture: np.
 def test_a_model_that_learned_rgb_gives_the_same_with_its_filters_turned(
     tiny_glip_cfg: CfgNode, predictor: GroundingPredictor, picture: np.ndarray
 ) -> None:
-    """The order of channels is a matter of INPUT.FORMAT and PIXEL_MEAN alone: nothing else in the model counts on it."""
+    """The order of channels is a matter of INPUT.FORMAT and PIXEL_MEAN alone; nothing else counts on it."""
     from grounding_dino.model_zoo import build_model
 
     expected = predictor(picture, NAMES, box_threshold=0.0)

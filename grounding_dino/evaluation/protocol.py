@@ -24,7 +24,7 @@ def common_protocol(cfg: CfgNode, num_pictures: int, limited: str = "picture") -
         "weights": _weights(cfg),
         "pictures": f"{num_pictures}, on {processes} process{'es' if processes > 1 else ''}",
         "input size": f"shorter side {size}, longer at most {longest} pixels" if size else "as the pictures are",
-        "detections": f"the {limit} best of a {limited} (TEST.DETECTIONS_PER_IMAGE), of any score",
+        "detections": f"the {limit} best of a {limited} (TEST.DETECTIONS_PER_IMAGE), {_kept(cfg, limited)}",
         "precision": cfg.TEST.PRECISION,
     }
 
@@ -70,6 +70,18 @@ def format_protocol(protocol: Mapping[str, str]) -> str:
     """One aligned line an entry; long values are shortened in the middle."""
     width = max(len(key) for key in protocol)
     return "\n".join(f"  {key:<{width}}  {_shortened(value)}" for key, value in protocol.items())
+
+
+def _kept(cfg: CfgNode, limited: str) -> str:
+    """What detections have to be, beside the best; expressions and phrases are answered whatever the score."""
+    if cfg.MODEL.META_ARCHITECTURE != "GLIP":
+        return "of any score"
+    head = cfg.MODEL.DENSE_HEAD
+    least = f"before centerness over {head.SCORE_THRESHOLD} (SCORE_THRESHOLD)" if limited == "picture" else "any"
+    return (
+        f"score {least}, of the best {head.PRE_NMS_TOPK} of a level (PRE_NMS_TOPK), NMS at IoU {head.NMS_THRESHOLD} "
+        "(NMS_THRESHOLD of MODEL.DENSE_HEAD)"
+    )
 
 
 def _weights(cfg: CfgNode) -> str:
