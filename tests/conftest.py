@@ -203,7 +203,7 @@ def recipe_weights(fill: ModuleType):
         if (root / "aliases.json").exists():
             for name, canonical in json.loads((root / "aliases.json").read_text()).items():
                 state[name] = state[canonical]
-        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+        return {name: torch.from_numpy(np.asarray(value, order="C")) for name, value in state.items()}
 
     return build
 

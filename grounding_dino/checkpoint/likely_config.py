@@ -17,11 +17,12 @@ _RESNET_3 = {"backbone": "ResNet-50", "num_levels": 3, "encoder_ffn": 1024}
 _RESNET_4 = {"backbone": "ResNet-50", "num_levels": 4}
 _SWIN_5 = {"backbone": "Swin-L", "num_levels": 5}
 _MODEL_NAMES = {"grounding_dino": "Grounding DINO", "dino": "DINO", "mask_dino": "Mask DINO"}
+_GLIP = "glip"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the tensors of a checkpoint tell about the model, in our names."""
+    """What the tensors of a checkpoint tell about a model that decodes queries, in our names."""
 
     model: str
     backbone: str
@@ -42,6 +43,24 @@ class Architecture:
         queries = ", learned queries" if self.learned_queries else ""
         size = f"{self.backbone}, {self.embed_dim} channels, {self.num_levels} levels"
         return f"{_MODEL_NAMES[self.model]}, {size}, {heads}, {classes}{queries}"
+
+
+@dataclass(frozen=True)
+class DenseArchitecture:
+    """The same of GLIP."""
+
+    backbone: str
+    embed_dim: int
+    num_blocks: int
+    deep_fusion: bool
+    prompt_vectors: int  # 0 without prompt tuning
+    model: str = _GLIP
+
+    def __str__(self) -> str:
+        fusion = "with" if self.deep_fusion else "without"
+        vectors = f", {self.prompt_vectors} prompt vectors" if self.prompt_vectors else ""
+        size = f"{self.backbone}, {self.embed_dim} channels, {self.num_blocks} blocks"
+        return f"GLIP, {size} {fusion} fusion of text and picture{vectors}"
 
 
 # The first row whose facts agree is the likely config in configs/; `columns` may differ where no other row has them.
@@ -71,13 +90,19 @@ _CONFIGS: tuple[tuple[str, dict[str, object]], ...] = tuple(
         ("mask_dino/ade20k/r50_semantic", {**_RESNET_3, "learned_queries": True, "columns": 151}),
         ("mask_dino/cityscapes/r50_semantic", {**_RESNET_3, "learned_queries": True, "columns": 20}),
         ("mask_dino/shapes_tiny_panoptic", {"backbone": "a timm model"}),
+        ("glip/glip_t", {"backbone": "Swin-T", "num_blocks": 6, "deep_fusion": True}),
+        ("glip/glip_t_a", {"backbone": "Swin-T", "num_blocks": 6, "deep_fusion": False}),
+        ("glip/glip_l", {"backbone": "Swin-L", "num_blocks": 8, "deep_fusion": True}),
+        ("glip/glip_shapes_tiny", {"backbone": "a timm model", "embed_dim": 96, "num_blocks": 2, "deep_fusion": True}),
     )
 )
 _SHARED_HEAD_CONFIGS = ("swin_t_ogc", "swin_b_cogcoor", "shapes_tiny")
 
 
-def describe_architecture(state: Mapping[str, Tensor]) -> Architecture | None:
+def describe_architecture(state: Mapping[str, Tensor]) -> Architecture | DenseArchitecture | None:
     """The architecture of a whole model's tensors; None where they are not of one."""
+    if model_of(state) == _GLIP:
+        return _dense(state)
     levels = state.get("pixel_decoder.level_embed")
     if levels is None or levels.ndim != 2:
         return None
@@ -94,6 +119,19 @@ def describe_architecture(state: Mapping[str, Tensor]) -> Architecture | None:
         projection_bias="input_projection.0.0.bias" in state,
         separate_box_heads=any(name.startswith(f"{BOX_HEADS}1.") for name in state),
         learned_queries="query_selection.reference_logits.weight" in state,
+    )
+
+
+def _dense(state: Mapping[str, Tensor]) -> DenseArchitecture | None:
+    boxes, vectors = state.get("head.box.weight"), state.get("prompt_vectors.weight")
+    if boxes is None or boxes.ndim != 4:
+        return None
+    return DenseArchitecture(
+        backbone=_backbone(state),
+        embed_dim=boxes.shape[1],
+        num_blocks=len({match[1] for name in state if (match := re.match(r"tower\.blocks\.(\d+)\.", name))}),
+        deep_fusion=any(re.match(r"tower\.blocks\.\d+\.fusion\.", name) for name in state),
+        prompt_vectors=0 if vectors is None else len(vectors),
     )
 
 
@@ -124,8 +162,11 @@ def likely_config(state: Mapping[str, Tensor]) -> str:
     return f"the checkpoint holds {architecture}: no configuration in configs/ is of this kind"
 
 
-def _options(architecture: Architecture, config: str, facts: Mapping[str, object]) -> list[str]:
+def _options(architecture: Architecture | DenseArchitecture, config: str, facts: Mapping[str, object]) -> list[str]:
     """What has to be set besides the configuration."""
+    if isinstance(architecture, DenseArchitecture):
+        rows = architecture.prompt_vectors
+        return [f"MODEL.DENSE_HEAD.PROMPT_VECTORS {rows}"] if rows else []
     options = []
     if architecture.separate_box_heads and config.rsplit("/", 1)[-1] in _SHARED_HEAD_CONFIGS:
         options.append("MODEL.TRANSFORMER_DECODER.SHARED_BOX_HEAD_ON False")

@@ -27,8 +27,6 @@ _TRAINING_ONLY = re.compile(r"denoising\.")
 _NEEDLESS = re.compile(r"pixel_(mean|std)$|.*\.num_batches_tracked$")
 # What prompt tuning learns. Zeros, with which it begins, change nothing, so files without (all released ones) fit.
 _PROMPT_VECTORS = "prompt_vectors.weight"
-# Parameters that change nothing before a training: a checkpoint without them loads into a model that has them.
-_NEUTRAL = re.compile(r"prompt_vectors\.")
 # What another backbone has otherwise: all but the norms of its outputs, of which a detector may use more or fewer.
 _BACKBONE = re.compile(r"backbone\.(?!norms\.)(?!.*\.num_batches_tracked$)")
 

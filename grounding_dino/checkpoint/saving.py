@@ -106,7 +106,7 @@ def translate_for(
     if homeless:
         raise CheckpointError(
             f"{len(homeless)} parameters have no name in the {origin} format, among them {', '.join(homeless[:5])}; "
-            f"that format knows {form.model} with the backbones it was published with"
+            f"that format knows {form.model} with the parts and backbones it was published with"
         )
     return translation.state, aside
 

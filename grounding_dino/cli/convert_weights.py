@@ -30,7 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "output", metavar="OUTPUT", help=".pth; .pth or .safetensors for ours; a folder for huggingface"
     )
-    parser.add_argument("--to", choices=FORMATS, help="the format of OUTPUT; ours where --warm-start is given")
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        help="the format of OUTPUT; ours where --warm-start is given. An error says which formats the model has: "
+        "huggingface is for Grounding DINO and MM-Grounding-DINO, official not for MM-Grounding-DINO",
+    )
     parser.add_argument("--half", action="store_true", help="store floating-point tensors in 16 bits")
     parser.add_argument(
         "--config-file",

@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 
-import grounding_dino  # noqa: F401  # makes detectron2 importable
+import grounding_dino.modeling  # noqa: F401  # fills the registries
 from grounding_dino.checkpoint.likely_config import likely_config
 from grounding_dino.checkpoint.origins import translate_checkpoint
+from grounding_dino.model_zoo import load_cfg
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -41,11 +43,17 @@ REFERENCE = Path(__file__).parents[1] / "reference"
         ("mask_dino/manifest_swinl_panoptic", "/mask_dino/coco/swin_l_panoptic.yaml fits"),
         ("mask_dino/manifest_ade20k_semantic", "/mask_dino/ade20k/r50_semantic.yaml fits"),
         ("mask_dino/manifest_cityscapes_semantic", "/mask_dino/cityscapes/r50_semantic.yaml fits"),
+        ("glip/manifest_mmdet_glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365", "/glip/glip_t_a.yaml fits"),
+        ("glip/manifest_mmdet_glip_atss_swin-t_c_fpn_dyhead_pretrain_obj365-goldg", "/glip/glip_t.yaml fits"),
+        ("glip/manifest_mmdet_glip_atss_swin-l_fpn_dyhead_pretrain_mixeddata", "/glip/glip_l.yaml fits"),
+        ("glip/manifest_official_glip_swin-t_a", "/glip/glip_t_a.yaml fits"),
+        ("glip/manifest_official_glip_swin-t_c_full", "/glip/glip_t.yaml fits"),
+        ("glip/manifest_official_glip_swin-l", "/glip/glip_l.yaml fits"),
     ],
 )
 def test_published_models(manifest, config):
     shapes = json.loads((REFERENCE / f"{manifest}.json").read_text())
-    tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
     if "mmdet" in manifest:  # equal heads would count as one
         tensors |= {
             n: torch.rand(4) for n in tensors if n.startswith("bbox_head.reg_branches") and n.endswith("4.bias")
@@ -74,5 +82,26 @@ def test_fine_tuned_models_differ_in_their_classes(manifest, columns, config):
     assert config in likely_config(state)
 
 
+def test_prompt_vectors_of_glip():
+    shapes = json.loads((REFERENCE / "glip/manifest_official_glip_swin-l.json").read_text())
+    tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    tensors["rpn.tunable_linear.weight"] = torch.zeros(1).expand(1000, 768)
+    advice = likely_config(translate_checkpoint({"model": tensors}, "x").state)
+    assert "GLIP, Swin-L, 256 channels, 8 blocks with fusion of text and picture, 1000 prompt vectors: " in advice
+    assert "configs/glip/glip_l.yaml with MODEL.DENSE_HEAD.PROMPT_VECTORS 1000 fits it" in advice
+
+
+def test_the_small_glip_of_shapes(weightless):
+    state = build_model(load_cfg("glip_shapes_tiny", ["MODEL.DEVICE", "meta"])).state_dict()
+    assert "GLIP, a timm model, " in likely_config(state) and "/glip_shapes_tiny.yaml fits it" in likely_config(state)
+
+
+def test_a_glip_of_no_configuration(tiny_glip):
+    advice = likely_config(tiny_glip.state_dict())
+    assert "GLIP, a Swin of 8 channels, 32 channels, 1 blocks with" in advice
+    assert "no configuration in configs/ is of this kind" in advice
+
+
 def test_parts_of_a_model():
+    assert "whole model" in likely_config({"tower.blocks.0.offset.bias": torch.ones(1)})
     assert "whole model" in likely_config({"backbone.stem.conv1.weight": torch.ones(1)})

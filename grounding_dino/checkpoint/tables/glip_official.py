@@ -98,8 +98,9 @@ def table(tensors: Mapping[str, Tensor]) -> Table:
         *_pyramid(),
         *bert("language_backbone.body.model."),
         Rule("prompt_vectors.{p}", "rpn.tunable_linear.{p}"),  # theirs as the weight of a layer, which is never applied
-        # a head for fixed classes, which nothing reads, and tables of constants
+        # a head for fixed classes and a projection for another loss, which nothing reads, and tables of constants
         Rule("carried.official.cls_logits.{p}", "rpn.head.cls_logits.{p}", carried=True),
+        Rule("carried.official.resizer.{rest}", "rpn.resizer.{rest}", carried=True),
         Rule("carried.official.cell_anchors.{i}", "rpn.anchor_generator.cell_anchors.{i}", carried=True),
         *head("rpn.head.", "DyConv", "AttnConv", SCALAR_TO_VECTOR, tensors),
     )
