@@ -72,6 +72,21 @@ def test_models_say_what_was_published(name: str) -> None:
         assert said == figures
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_documents_have_the_published_numbers(name: str) -> None:
+    for config, figures in zip((name, f"{name}_finetune_coco"), PUBLISHED[name][2:], strict=True):
+        kind = "zero-shot" if config == name else "fine-tuned"
+        (row,) = rows("MODEL_ZOO.md", config)
+        assert tuple(map(float, re.findall(r"\b\d\d\.\d\b", row))) == figures and f"| {kind} |" in row
+        assert all(f"| {figures[0]} {kind} " in row for row in rows("README.md", config))
+
+
+def rows(document: str, config: str) -> list[str]:
+    """Table rows about published numbers of a configuration."""
+    text = (REFERENCE.parents[1] / document).read_text(encoding="utf-8")
+    return re.findall(rf"^\| `{config}` +\|.*\d\d\.\d.*$", text, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("weightless")
 @pytest.mark.parametrize("name", [*PUBLISHED, *FINE_TUNED])
 def test_files_fit(name: str) -> None:
