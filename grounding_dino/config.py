@@ -86,7 +86,7 @@ def _add_text_encoder(cfg: CN) -> None:
     cfg.MODEL.TEXT_ENCODER.VOCABULARY_SIZE = 30522
     cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.1
     cfg.MODEL.TEXT_ENCODER.PROJECTION_ON = True  # a linear layer to EMBED_DIM; False: BERT's own features (GLIP)
-    # Tokens attend inside their own phrase alone; False: to the whole prompt, which no period closes (GLIP).
+    # Tokens attend inside their own phrase alone; False: to the whole prompt, to which no period is added (GLIP).
     cfg.MODEL.TEXT_ENCODER.SUB_SENTENCE_ON = True
     cfg.MODEL.TEXT_ENCODER.FREEZE_ON = False
     cfg.MODEL.TEXT_ENCODER.CACHE_SIZE = 1024  # prompts whose features are kept at inference

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.data.check import SetReport, check_dataset, decoded_samples
+from grounding_dino.data.check_text import TextCheck
 from grounding_dino.data.datasets import register_coco
+from grounding_dino.data.findings import Findings
 from grounding_dino.data.segmentation_maps import write_panoptic_map
 
 import numpy as np
@@ -164,6 +166,24 @@ def test_names_longer_than_a_prompt_and_lists_of_several_prompts(tiny_cfg: CfgNo
     assert check_dataset(tiny_cfg, name).facts["prompts for all names"] == 2
     assert decoded_samples(tiny_cfg, report, 5) == []
     assert any("no training sample can be made: the name 'a very long" in line for line in said(report))
+
+
+def test_texts_are_counted_as_glip_reads_them(tiny_cfg: CfgNode) -> None:
+    """One token more for names, and no period behind a caption."""
+    facts = {}
+    for sub_sentence in (True, False):
+        tiny_cfg.merge_from_list(
+            ["MODEL.TEXT_ENCODER.MAX_TOKENS", 5, "MODEL.TEXT_ENCODER.SUB_SENTENCE_ON", sub_sentence]
+        )
+        findings = Findings()
+        check = TextCheck(tiny_cfg, findings)
+        facts[sub_sentence] = check.class_names(["cat", "dog"])
+        check.add_caption({"caption": "cat on mat", "phrases": [[(7, 10)]]})
+        assert check.add_name("red hot dog", "the categories") == (not sub_sentence)
+        assert check.longest_caption == 6 - (not sub_sentence)
+        assert any("captions that are cut" in line for line in map(str, findings.all())) == sub_sentence
+    assert facts[True] == {"tokens of all names": "6 (limit 5)", "prompts for all names": 2}
+    assert facts[False] == {"tokens of all names": "5 (limit 5)", "prompts for all names": 1}
 
 
 def test_more_objects_than_a_model_finds(tiny_cfg: CfgNode, coco: Callable[..., str]) -> None:

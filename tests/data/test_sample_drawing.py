@@ -123,3 +123,10 @@ def test_samples_without_text_are_labelled_by_their_data_set() -> None:
         assert 200 < len(drawn) < len(prompted)  # the header alone is below
     finally:
         MetadataCatalog.pop("drawn", None)
+
+
+def test_the_prompt_is_drawn_as_the_model_reads_it() -> None:
+    glip = PromptBuilder(TOKENIZER, sub_sentence=False)  # which adds no period
+    without, written = (sample_of([], [], caption=caption, phrases=[]) for caption in ("a fish", "a fish."))
+    assert np.array_equal(draw_sample(written, glip), draw_sample(without, PROMPTS))
+    assert not np.array_equal(draw_sample(without, glip), draw_sample(without, PROMPTS))
