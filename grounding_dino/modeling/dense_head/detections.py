@@ -29,7 +29,7 @@ class Candidates:
     classes: Tensor  # (N,) index into the prompt's categories
     places: Tensor  # (N,) index into the places of all levels
 
-    def __getitem__(self, chosen: Tensor) -> Candidates:
+    def __getitem__(self, chosen: Tensor | slice) -> Candidates:
         return Candidates(self.boxes[chosen], self.scores[chosen], self.classes[chosen], self.places[chosen])
 
 
@@ -95,7 +95,7 @@ class DenseDetections:
             scores = self._scores(predictions, prompt, token_score)
             # expressions are each answered by their best box, however low it scores
             kept = self.suppress(self.candidates(scores, predictions, anchors, image_size, 0.0 if referring else None))
-            parts.append(kept[torch.arange(min(self.detections_per_image, len(kept.scores)))])
+            parts.append(kept[: self.detections_per_image])
             indices = torch.tensor(prompt.category_indices, device=kept.scores.device)
             classes.append(indices[parts[-1].classes])
         joint = _joined(parts)
@@ -113,7 +113,7 @@ class DenseDetections:
         image_size: tuple[int, int],
         score_threshold: float | None = None,
     ) -> Candidates:
-        """The best pairs of every level.
+        """The best pairs of every level; of equal ones those of the first places and categories.
 
         Args:
             scores: of each level (h * w, K).
@@ -126,7 +126,7 @@ class DenseDetections:
             place, category = (level_scores > threshold).nonzero(as_tuple=True)
             score = level_scores[place, category]
             rank = score * centerness[place] if self.rank_by_centerness else score
-            top = rank.topk(min(self.pre_nms_topk, len(rank))).indices
+            top = rank.sort(descending=True, stable=True).indices[: self.pre_nms_topk]
             place, category, score = place[top], category[top], score[top]
             boxes = decode_boxes(predictions.box_deltas[level][place], anchors[level][place])
             levels.append(
@@ -156,14 +156,18 @@ class DenseDetections:
         image_size: tuple[int, int],
         size: tuple[int, int],
     ) -> Instances:
-        """The best boxes of each phrase, phrase by phrase and best first; `pred_classes` is the phrase."""
-        kept = self.suppress(self.candidates(self._scores(predictions, prompt), predictions, anchors, image_size, 0.0))
-        rows = [
-            (kept.classes == phrase).nonzero()[: self.detections_per_image, 0]
-            for phrase in range(len(prompt.token_spans))
-        ]
-        chosen = kept[torch.cat(rows)]
-        return _instances(chosen, chosen.classes, image_size, size)
+        """The best boxes of each phrase, phrase by phrase and best first; `pred_classes` is the phrase.
+
+        Phrases are asked for independently of each other: none crowds out another's places.
+        """
+        scores = self._scores(predictions, prompt)
+        parts, classes = [], []
+        for phrase in range(len(prompt.token_spans)):
+            own = [level[:, phrase : phrase + 1] for level in scores]
+            kept = self.suppress(self.candidates(own, predictions, anchors, image_size, 0.0))
+            parts.append(kept[: self.detections_per_image])
+            classes.append(torch.full_like(parts[-1].classes, phrase))
+        return _instances(_joined(parts), torch.cat(classes), image_size, size)
 
     def _of_caption(
         self,
@@ -175,7 +179,7 @@ class DenseDetections:
         """Boxes scored by their best token, with their `token_logits` (N, T), to read phrases from."""
         scores = [logits.float().sigmoid().amax(-1, keepdim=True) for logits in predictions.token_logits]
         kept = self.suppress(self.candidates(scores, predictions, anchors, image_size))
-        kept = kept[torch.arange(min(self.detections_per_image, len(kept.scores)))]
+        kept = kept[: self.detections_per_image]
         instances = _instances(kept, None, image_size, size)
         instances.token_logits = torch.cat(predictions.token_logits)[kept.places]
         return instances
