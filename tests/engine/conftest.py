@@ -127,10 +127,21 @@ def train_cfg(
     tiny_cfg: CfgNode, tiny_opts: list[Any], tmp_path: Path, forget_data_sets: None
 ) -> Callable[..., CfgNode]:
     """`train_cfg(*opts, output="run")`: the tiny model's configuration with further KEY, VALUE pairs."""
+    return _builder(tiny_cfg, tiny_opts, tmp_path)
 
-    def build(*opts: Any, output: str = "run") -> CfgNode:
-        cfg = tiny_cfg.clone()
-        cfg.merge_from_list([*tiny_opts, "OUTPUT_DIR", str(tmp_path / output), *opts])
+
+@pytest.fixture
+def glip_train_cfg(
+    tiny_glip_cfg: CfgNode, tiny_opts: list[Any], tmp_path: Path, forget_data_sets: None
+) -> Callable[..., CfgNode]:
+    """As `train_cfg`, of the tiny GLIP."""
+    return _builder(tiny_glip_cfg, tiny_opts, tmp_path)
+
+
+def _builder(tiny: CfgNode, opts: list[Any], folder: Path) -> Callable[..., CfgNode]:
+    def build(*more: Any, output: str = "run") -> CfgNode:
+        cfg = tiny.clone()
+        cfg.merge_from_list([*opts, "OUTPUT_DIR", str(folder / output), *more])
         return cfg
 
     return build

@@ -169,6 +169,29 @@ def test_an_evaluation_gives_numbers_and_files(
     assert "prompt" in written["protocol"] and "score" in written["protocol"]
 
 
+@pytest.mark.parametrize(("name", "task", "metrics", "file"), EVALUATIONS)
+def test_a_dense_head_gives_numbers_and_files(
+    glip_train_cfg: ConfigBuilder, tiny_glip: nn.Module, name: str, task: str, metrics: set[str], file: str
+) -> None:
+    cfg = glip_train_cfg("DATASETS.TEST", (name,))
+    results = Trainer.test(cfg, tiny_glip)
+    assert metrics <= set(results[task]) and all(0 <= value <= 100 for value in results[task].values())
+    folder = Path(cfg.OUTPUT_DIR) / "inference" / name
+    assert json.loads((folder / file).read_text())
+    protocol = json.loads((folder / "metrics.json").read_text())["protocol"]
+    # expressions and phrases are answered by their best boxes, whatever these score
+    assert "score any, of the best 1000 of a level" in protocol["detections"] or task == "grefexp"
+    assert not protocol["prompt"].endswith(".") or name == "flickr30k_test"  # GLIP's prompts have no closing period
+
+
+@pytest.mark.parametrize("name", ["refcoco_train_grouped", "grefcoco_train", "flickr30k_train"])
+def test_a_dense_head_learns_from_grounding_data(glip_train_cfg: ConfigBuilder, name: str) -> None:
+    trainer = Trainer(glip_train_cfg("DATASETS.TRAIN", (name,), "SOLVER.MAX_ITER", 2))
+    trainer.resume_or_load(False)
+    trainer.train()
+    assert np.isfinite(trainer.storage.history("total_loss").latest())
+
+
 @pytest.mark.parametrize(("name", "task", "metric"), [(name, task, min(m)) for name, task, m, _ in EVALUATIONS])
 def test_the_truth_gives_100_and_that_of_another_text_does_not(
     train_cfg: ConfigBuilder, name: str, task: str, metric: str
