@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from grounding_dino.checkpoint.report import listed
 from grounding_dino.checkpoint.sharded import accept_whole_tensors, has_split_parameters, split_optimizer_state
 
 import torch
@@ -21,10 +22,7 @@ logger = logging.getLogger(__name__)
 DATA_PARALLEL = ("ddp", "fsdp2")
 # Classes whose modules are gathered, and given back, one after the other; what is in none of them stays gathered from
 # the beginning of a step to its end.
-LAYERS = (
-    *("SwinBlock", "BertLayer", "EncoderLayer", "DecoderLayer", "DyHeadBlock"),
-    *("BottleneckBlock", "BasicBlock", "Block"),
-)
+LAYERS = ("SwinBlock", "BertLayer", "EncoderLayer", "DecoderLayer", "BottleneckBlock", "BasicBlock", "Block")
 
 
 def split_parameters(model: nn.Module, cfg: CfgNode) -> None:
@@ -34,10 +32,17 @@ def split_parameters(model: nn.Module, cfg: CfgNode) -> None:
     `load_state_dict` takes whole tensors as before.
 
     Raises:
-        ValueError: an unknown way, or a torch that is too old for it.
+        ValueError: an unknown way, a torch that is too old for it, or a parameter that has no axis to split.
     """
     if cfg.SOLVER.DATA_PARALLEL not in DATA_PARALLEL:
         raise ValueError(f"unknown SOLVER.DATA_PARALLEL {cfg.SOLVER.DATA_PARALLEL!r}; choose from {DATA_PARALLEL}")
+    scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
+    if cfg.SOLVER.DATA_PARALLEL == "fsdp2" and scalars:
+        raise ValueError(
+            f"SOLVER.DATA_PARALLEL 'fsdp2' splits parameters along their first axis, and {listed(scalars, 2)} of this "
+            "model are single numbers; set it to 'ddp', and where memory is short the ACTIVATION_CHECKPOINTING_ON of "
+            "the model's parts"
+        )
     if cfg.SOLVER.DATA_PARALLEL != "fsdp2" or comm.get_world_size() == 1:
         return
     fsdp = _fsdp()

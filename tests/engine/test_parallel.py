@@ -164,6 +164,41 @@ def shapes_of(value: Any) -> Any:
 
 
 @pytest.mark.slow
+def test_glip_in_two_processes_all_of_it_and_its_prompt_vectors_alone(
+    equal_cfg: Callable[..., CfgNode],
+    two_processes: Callable[..., list[dict[str, Any]]],
+    tiny_glip_cfg: CfgNode,
+    tiny_glip: nn.Module,
+    tmp_path: Path,
+) -> None:
+    torch.save({"model": tiny_glip.state_dict()}, tmp_path / "base.pth")
+    tuning = ("SOLVER.FREEZE", [r"^(?!prompt_vectors\.)"], "MODEL.TEXT_ENCODER.FREEZE_ON", True)
+    tuning = (*tuning, "INPUT.SHUFFLE_CATEGORIES_ON", False, "SOLVER.BASE_LR", 0.1)
+
+    def cfg(output: str, *opts: Any) -> CfgNode:
+        built = equal_cfg(output=output)
+        built.MODEL = tiny_glip_cfg.MODEL.clone()
+        start = ("MODEL.WEIGHTS", str(tmp_path / "base.pth"), "MODEL.DENSE_HEAD.PROMPT_VECTORS", 20)
+        built.merge_from_list([*start, "SOLVER.MAX_ITER", 4, *opts])
+        return built
+
+    cfgs = {"ddp": cfg("ddp"), "tuned": cfg("tuned", *tuning)}
+    alone = {"ddp": losses_of_one_process(cfg("alone")), "tuned": losses_of_one_process(cfg("tuned_alone", *tuning))}
+    first, _ = two_processes(**cfgs)
+    for way, losses in alone.items():
+        assert first[way]["losses"] == pytest.approx(losses, abs=1e-3)
+    state = dict(content_of(cfgs["tuned"])["model"])
+    assert state.pop("prompt_vectors.weight").any()
+    assert_equal_state(state, dict(tiny_glip.state_dict()))
+
+
+def test_single_numbers_cannot_be_split(tiny_glip_cfg: CfgNode, tiny_glip: nn.Module) -> None:
+    tiny_glip_cfg.SOLVER.DATA_PARALLEL = "fsdp2"
+    with pytest.raises(ValueError, match=r"head.level_scales.0, head.level_scales.1 and 3 more of this model .* 'ddp'"):
+        split_parameters(tiny_glip, tiny_glip_cfg)
+
+
+@pytest.mark.slow
 def test_a_split_run_that_is_resumed_equals_an_uninterrupted_one(
     train_cfg: Callable[..., CfgNode], two_processes: Callable[..., list[dict[str, Any]]]
 ) -> None:
