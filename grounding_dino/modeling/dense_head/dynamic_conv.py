@@ -91,9 +91,9 @@ def _refuse_sums_in_no_order(*inputs: Tensor) -> None:
         return
     if torch.is_grad_enabled() and any(part.requires_grad for part in inputs):
         raise RuntimeError(
-            "SOLVER.DETERMINISTIC_ON is True, but on a GPU the gradient of torchvision's deformable convolution (GLIP's "
-            "tower) has no form that gives the same bits again; set it to False, train on the CPU, or freeze what "
-            "stands before and in the tower (SOLVER.FREEZE)"
+            "SOLVER.DETERMINISTIC_ON is True, but on a GPU the gradient of torchvision's deformable convolution (in "
+            "GLIP's tower) has no form that gives the same bits again; set it to False, train on the CPU, or freeze "
+            "all but the head (SOLVER.FREEZE)"
         )
 
 
