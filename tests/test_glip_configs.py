@@ -76,8 +76,8 @@ def test_models_say_what_was_published(name: str) -> None:
 def test_documents_have_the_published_numbers(name: str) -> None:
     for config, figures in zip((name, f"{name}_finetune_coco"), PUBLISHED[name][2:], strict=True):
         kind = "zero-shot" if config == name else "fine-tuned"
-        (row,) = rows("MODEL_ZOO.md", config)
-        assert tuple(map(float, re.findall(r"\b\d\d\.\d\b", row))) == figures and f"| {kind} |" in row
+        (row,) = (row for row in rows("MODEL_ZOO.md", config) if f"| {kind} |" in row)  # others are of other data
+        assert tuple(map(float, re.findall(r"\b\d\d\.\d\b", row))) == figures
         assert all(f"| {figures[0]} {kind} " in row for row in rows("README.md", config))
 
 
