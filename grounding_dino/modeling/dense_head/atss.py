@@ -22,6 +22,9 @@ def assign_places(anchors: Sequence[Tensor], boxes: Tensor, num_candidates: int 
     anchor overlaps it by at least the mean plus the standard deviation of the candidates' overlaps, if they lie inside.
     A place wanted by several objects learns the one that it overlaps most.
 
+    No place learns an object that holds no centre, nor one that more than half of its candidates overlap equally and
+    most, since none reaches the bound then: small objects in pictures of few cells.
+
     Args:
         anchors: of each level (A_l, 4) cxcywh in pixels; A is their sum.
         boxes: (N, 4) XYXY objects.

@@ -90,6 +90,12 @@ def test_an_object_between_centres_gets_no_place() -> None:
     assert assign_places(anchors_of(64, 64), torch.tensor([[5.0, 5, 11, 11]])).unique().tolist() == [BACKGROUND]
 
 
+def test_an_object_that_most_candidates_overlap_alike_gets_no_place() -> None:
+    """By the paper's rule: 9 of 16 candidates overlap it by 0.09 and the others less; 0.095 would be enough."""
+    levels, box = anchors_of(20, 31), torch.tensor([[2.0, 3, 28, 17]])
+    assert assign_places(levels, box).unique().tolist() == slow(levels, box, 9)[:1] == [BACKGROUND]
+
+
 @pytest.mark.parametrize(
     "box", [[300.0, 300, 340, 350], [-80, -80, -10, -10], [10, 10, 10, 10], [12, 12, 12, 40], [30, 30, 20, 20]]
 )

@@ -255,7 +255,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # started as scripts: what pytest imported by path cannot be imported by name in another process
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, __file__, str(port), str(tmp_path)]
     workers = [subprocess.Popen([*command, str(rank)], env=environment) for rank in (0, 1)]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
