@@ -115,7 +115,7 @@ FORMATS = (
 # of models that decode queries, and of GLIP
 _OUR_SIGNATURES = (
     (r"transformer_decoder\.layers\.\d+\.", r"query_selection\."),
-    (r"tower\.blocks\.\d+\.convolution\.", r"head\.level_scales\."),
+    (r"tower\.blocks\.\d+\.convolution\.", r"head\.level_scales$"),
 )
 
 

@@ -22,7 +22,16 @@ logger = logging.getLogger(__name__)
 DATA_PARALLEL = ("ddp", "fsdp2")
 # Classes whose modules are gathered, and given back, one after the other; what is in none of them stays gathered from
 # the beginning of a step to its end.
-LAYERS = ("SwinBlock", "BertLayer", "EncoderLayer", "DecoderLayer", "BottleneckBlock", "BasicBlock", "Block")
+LAYERS = (
+    "SwinBlock",
+    "BertLayer",
+    "EncoderLayer",
+    "DecoderLayer",
+    "DyHeadBlock",
+    "BottleneckBlock",
+    "BasicBlock",
+    "Block",
+)
 
 
 def split_parameters(model: nn.Module, cfg: CfgNode) -> None:

@@ -17,6 +17,7 @@ from grounding_dino.engine.trainer import Trainer
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -182,8 +183,10 @@ def test_glip_in_two_processes_all_of_it_and_its_prompt_vectors_alone(
         built.merge_from_list([*start, "SOLVER.MAX_ITER", 4, *opts])
         return built
 
-    cfgs = {"ddp": cfg("ddp"), "tuned": cfg("tuned", *tuning)}
-    alone = {"ddp": losses_of_one_process(cfg("alone")), "tuned": losses_of_one_process(cfg("tuned_alone", *tuning))}
+    split = cfg("fsdp2", "SOLVER.DATA_PARALLEL", "fsdp2")
+    cfgs = {"ddp": cfg("ddp"), "fsdp2": split, "tuned": cfg("tuned", *tuning)}
+    whole = losses_of_one_process(cfg("alone"))
+    alone = {"ddp": whole, "fsdp2": whole, "tuned": losses_of_one_process(cfg("tuned_alone", *tuning))}
     first, _ = two_processes(**cfgs)
     for way, losses in alone.items():
         assert first[way]["losses"] == pytest.approx(losses, abs=1e-3)
@@ -192,10 +195,10 @@ def test_glip_in_two_processes_all_of_it_and_its_prompt_vectors_alone(
     assert_equal_state(state, dict(tiny_glip.state_dict()))
 
 
-def test_single_numbers_cannot_be_split(tiny_glip_cfg: CfgNode, tiny_glip: nn.Module) -> None:
-    tiny_glip_cfg.SOLVER.DATA_PARALLEL = "fsdp2"
-    with pytest.raises(ValueError, match=r"head.level_scales.0, head.level_scales.1 and 3 more of this model .* 'ddp'"):
-        split_parameters(tiny_glip, tiny_glip_cfg)
+def test_single_numbers_cannot_be_split(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(["MODEL.CLASS_HEAD.SCALE", "learned", "SOLVER.DATA_PARALLEL", "fsdp2"])
+    with pytest.raises(ValueError, match=r"class_heads.0.log_scale, .* of this model .* 'ddp'"):
+        split_parameters(build_model(tiny_cfg), tiny_cfg)
 
 
 @pytest.mark.slow

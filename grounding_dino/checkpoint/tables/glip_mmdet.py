@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from grounding_dino.checkpoint.rules import Rule, Table, each
+from grounding_dino.checkpoint.rules import Rule, Table
 from grounding_dino.checkpoint.tables.backbones import swin_mmdet
 from grounding_dino.checkpoint.tables.glip_official import NUM_MAPS, head
 from grounding_dino.checkpoint.tables.grounding_dino_official import bert
 
 from torch import Tensor
-
-# mmdet's model has numbers; files converted from the authors' may hold them with one axis
-_SCALAR = each(lambda tensor: tensor.reshape(()), lambda tensor: tensor)
 
 
 def _pyramid() -> Iterator[Rule]:
@@ -30,6 +27,6 @@ def table(tensors: Mapping[str, Tensor]) -> Table:
         *swin_mmdet("backbone."),
         *_pyramid(),
         *bert("language_model.language_backbone.body.model."),
-        *head("bbox_head.head.", "dyconvs", "attnconv", _SCALAR, tensors),
+        *head("bbox_head.head.", "dyconvs", "attnconv", (), tensors),
     )
     return Table(rules, absent=())

@@ -9,24 +9,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from grounding_dino.checkpoint.rules import ROWS, SAME, SCALAR_TO_VECTOR, Join, Rule, Table, each
+from grounding_dino.checkpoint.rules import ROWS, SAME, Join, Rule, Table, each
 from grounding_dino.checkpoint.tables.backbones import swin_official
 from grounding_dino.checkpoint.tables.grounding_dino_official import bert, fusion
 
+import torch
 from torch import Tensor
 
 NUM_MAPS = 3  # of the backbone, in every published model: those of strides 8, 16 and 32
+_NUM_LEVELS = 5  # of the pyramid
 _MODULE = re.compile(r".*\.dyhead_tower\.(\d+)\.(b_attn\.)?")
 _OUR_BLOCK = re.compile(r"tower\.blocks\.(\d+)\.(fusion\.)?")
 # ours is a linear layer of the mean, theirs a 1 x 1 convolution of it
 _AS_CONVOLUTION = each(lambda tensor: tensor.flatten(1), lambda tensor: tensor[..., None, None])
 
 
-def head(theirs: str, dynamic: str, weight: str, scale: Join, tensors: Mapping[str, Tensor]) -> list[Rule]:
+def head(
+    theirs: str, dynamic: str, weight: str, scale_shape: tuple[int, ...], tensors: Mapping[str, Tensor]
+) -> list[Rule]:
     """Tower and head under the prefix `theirs`, which `tensors`, in their names or in ours, show the blocks of.
 
     `dynamic` and `weight` are their words for the convolutions of three levels and for the weight of their results;
-    `scale` joins the numbers that a level's boxes are multiplied with.
+    each number that a level's boxes are multiplied with has `scale_shape` there; ours are one vector.
     """
     words = {
         "text_projection.{p}": "dot_product_projection_text.{p}",
@@ -36,9 +40,13 @@ def head(theirs: str, dynamic: str, weight: str, scale: Join, tensors: Mapping[s
         "box.{p}": "bbox_pred.{p}",
         "centerness.{p}": "centerness.{p}",
     }
+    scales = Join(  # files converted from the authors' may hold numbers with an axis where mmdet has none
+        lambda numbers: torch.cat([number.reshape(1) for number in numbers]),
+        lambda vector, _: [number.reshape(scale_shape).clone() for number in vector],
+    )
     return [
         *(Rule(f"head.{a}", f"{theirs}{b}") for a, b in words.items()),
-        Rule("head.level_scales.{i}", f"{theirs}scales.{{i}}.scale", scale),
+        Rule("head.level_scales", tuple(f"{theirs}scales.{level}.scale" for level in range(_NUM_LEVELS)), scales),
         *_tower(f"{theirs}dyhead_tower.", dynamic, weight, tensors),
     ]
 
@@ -102,6 +110,6 @@ def table(tensors: Mapping[str, Tensor]) -> Table:
         Rule("carried.official.cls_logits.{p}", "rpn.head.cls_logits.{p}", carried=True),
         Rule("carried.official.resizer.{rest}", "rpn.resizer.{rest}", carried=True),
         Rule("carried.official.cell_anchors.{i}", "rpn.anchor_generator.cell_anchors.{i}", carried=True),
-        *head("rpn.head.", "DyConv", "AttnConv", SCALAR_TO_VECTOR, tensors),
+        *head("rpn.head.", "DyConv", "AttnConv", (1,), tensors),
     )
     return Table(rules, absent=())

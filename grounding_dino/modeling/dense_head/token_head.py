@@ -27,7 +27,7 @@ class TokenHead(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - _PRIOR) / _PRIOR)))
         self.box = nn.Conv2d(embed_dim, 4, 1)
         self.centerness = nn.Conv2d(embed_dim, 1, 1)
-        self.level_scales = nn.ParameterList([torch.ones(()) for _ in range(num_levels)])  # of the boxes
+        self.level_scales = nn.Parameter(torch.ones(num_levels))  # of the boxes
         for layer in (self.box, self.centerness):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.get_parameter("bias"), 0)
