@@ -197,7 +197,7 @@ def test_glip_in_two_processes_all_of_it_and_its_prompt_vectors_alone(
 
 def test_single_numbers_cannot_be_split(tiny_cfg: CfgNode) -> None:
     tiny_cfg.merge_from_list(["MODEL.CLASS_HEAD.SCALE", "learned", "SOLVER.DATA_PARALLEL", "fsdp2"])
-    with pytest.raises(ValueError, match=r"class_heads.0.log_scale, .* of this model .* 'ddp'"):
+    with pytest.raises(ValueError, match=r"log_scale.* of this model .* .ddp."):
         split_parameters(build_model(tiny_cfg), tiny_cfg)
 
 
