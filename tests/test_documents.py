@@ -22,7 +22,10 @@ from grounding_dino.cli import (
 )
 from grounding_dino.data.prepare import ade20k, cityscapes, coco, lvis, objects365, odinw, openimages, v3det
 from grounding_dino.data.shapes import prepare
+from grounding_dino.engine.optimizer import freeze_parameters
 from grounding_dino.model_zoo import config_keys, get_cfg, get_config_file, list_configs, load_cfg
+from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
+from grounding_dino.modeling.meta_arch.glip import GLIP
 
 import pytest
 
@@ -60,9 +63,10 @@ def command_lines(text):
     """Every command of the shell blocks, of indented ones and in backticks, continued lines joined, as words."""
     prose = FENCE.sub("", text)
     inline = [command.strip("`") for command in IN_BACKTICKS.findall(prose) if command.startswith("`python ")]
-    shell = [*blocks(text, "bash", "sh", "powershell"), *INDENTED.findall(prose), *inline]
+    windows = [body.replace("\\", "/") for body in blocks(text, "powershell")]
+    shell = [*blocks(text, "bash", "sh"), *windows, *INDENTED.findall(prose), *inline]
     lines = [line for body in shell for line in body.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if (words := shlex.split(line.replace("\\", "/"), comments=True))]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def script_commands():
@@ -153,6 +157,15 @@ def test_commands_parse(document, script, arguments):
         load_cfg(get_config_file(configuration), options.opts or [])
     if script == "train_net.py":
         assert all("--" not in word for word in options.opts or [])
+
+
+@pytest.mark.usefixtures("weightless")
+@pytest.mark.parametrize("arguments", [arguments for *_, arguments in COMMANDS if "SOLVER.FREEZE" in arguments])
+def test_patterns_of_frozen_parameters_find_some(arguments):
+    options = train.build_parser().parse_args(arguments)
+    cfg = load_cfg(get_config_file(options.config_file), options.opts)
+    model = {"GLIP": GLIP, "GeneralizedDINO": GeneralizedDINO}[cfg.MODEL.META_ARCHITECTURE](cfg)
+    assert 0 < len(freeze_parameters(cfg, model)) < len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("script", sorted({script for _, script, _ in COMMANDS}))
