@@ -89,6 +89,9 @@ def test_chunks_equal_their_prompts_run_alone_and_merged_before_suppression(
 def test_candidates_are_the_best_of_every_chunk(glip: GLIP, picture: dict[str, Any]) -> None:
     answer = ask(glip, picture, NAMES, 3)
     assert len(answer["candidates"]) == 3 * 25 and "candidates" not in ask(glip, picture, NAMES)
+    scores = answer["candidates"].scores.tolist()
+    assert scores == sorted(scores, reverse=True)
+    assert rows(answer["instances"]) == rows(answer["candidates"][torch.arange(25)])
     for start in range(0, len(NAMES), 3):
         alone = ask(glip, picture, NAMES[start : start + 3])["instances"]
         alone.pred_classes = alone.pred_classes + start
