@@ -14,6 +14,7 @@ from grounding_dino.modeling.dense_head.anchors import place_anchors
 from grounding_dino.modeling.dense_head.dense_criterion import DenseCriterion
 from grounding_dino.modeling.dense_head.detections import DenseDetections
 from grounding_dino.modeling.dense_head.dyhead import DyHead
+from grounding_dino.modeling.dense_head.options import check_options
 from grounding_dino.modeling.dense_head.token_head import TokenHead
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
@@ -90,6 +91,7 @@ class GLIP(PromptedDetector):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that the configuration names."""
+        check_options(cfg)
         backbone = build_backbone(cfg)
         if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
             checkpoint_blocks(backbone)
@@ -223,7 +225,7 @@ def _channels_and_strides(cfg: CfgNode, backbone: Backbone) -> tuple[list[int], 
     """Channels of the backbone's maps, and strides of the pyramid's levels.
 
     Raises:
-        ValueError: the backbone does not give one of the maps.
+        ValueError: the backbone does not give one of the maps, or they are not in order.
     """
     shapes, names = backbone.output_shape(), list(cfg.MODEL.DENSE_HEAD.IN_FEATURES)
     missing = [name for name in names if name not in shapes]
@@ -231,5 +233,9 @@ def _channels_and_strides(cfg: CfgNode, backbone: Backbone) -> tuple[list[int], 
         given = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
         raise ValueError(f"MODEL.DENSE_HEAD.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives {given}")
     strides = [int(shapes[name].stride or 0) for name in names]
+    if strides != sorted(set(strides)):
+        raise ValueError(
+            f"MODEL.DENSE_HEAD.IN_FEATURES is {names}, of the strides {strides}; name each map once, the finest first"
+        )
     extra = [strides[-1] * 2 ** (k + 1) for k in range(NUM_EXTRA_LEVELS)]
     return [int(shapes[name].channels or 0) for name in names], [*strides, *extra]
