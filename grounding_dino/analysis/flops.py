@@ -26,7 +26,9 @@ class FlopCounts:
 
     Attributes:
         multiply_adds: of (part, operator). A fused multiply-add is one; norms count 5 an element with affine weights,
-    XX        elementwise: output elements of additions, products, softmax and the like, which are in no total.
+            bilinear resizing 4, pooling 1, as in fvcore. Sampling of deformable attention and of deformable convolution
+            counts 5 for a channel of a point: 4 neighbours and the point's weight.
+        elementwise: output elements of additions, products, softmax and the like, which are in no total.
         uncounted: calls of all other operators; they move data, or look at a few numbers.
     """
 

@@ -123,8 +123,8 @@ def _counted_through(assigned: Tensor, targets: Sequence[Targets]) -> Tensor:
 
 
 def _check_finite(logits: Tensor, deltas: Tensor, centerness: Tensor, text_padding_mask: Tensor) -> None:
-    valid = logits.isfinite() | text_padding_mask[:, None]
-    if not (valid.all() and deltas.isfinite().all() and centerness.isfinite().all()):
+    valid = (logits.isfinite() | text_padding_mask[:, None]).all()
+    if not (valid & deltas.isfinite().all() & centerness.isfinite().all()):  # one answer, as each waits for a GPU
         raise FloatingPointError(
             "the model predicts scores, boxes or centerness that are NaN or infinite; lower SOLVER.BASE_LR, or look "
             "for such values in MODEL.WEIGHTS"

@@ -184,8 +184,10 @@ class DenseDetections:
         instances.token_logits = torch.cat(predictions.token_logits)[kept.places]
         return instances
 
-    def _scores(self, predictions: DensePredictions, prompt: Prompt, token_score: str = "mean") -> list[Tensor]:
-        return [category_scores(logits, prompt, token_score) for logits in predictions.token_logits]
+    def _scores(self, predictions: DensePredictions, prompt: Prompt, token_score: str = "mean") -> Sequence[Tensor]:
+        """Of each level (h * w, categories)."""
+        scores = category_scores(torch.cat(predictions.token_logits), prompt, token_score)
+        return scores.split([height * width for height, width in predictions.sizes])
 
 
 def _joined(parts: Sequence[Candidates]) -> Candidates:
@@ -216,10 +218,10 @@ def _instances(
 
 def _check_finite(found: Found) -> None:
     """NaN would pass no threshold and end as a picture without objects."""
-    for _, predictions in found:
-        for deltas, centerness, logits in zip(predictions.box_deltas, predictions.centerness, predictions.token_logits):
-            if not deltas.isfinite().all() or not centerness.isfinite().all() or logits.isnan().any():
-                raise FloatingPointError(
-                    "the model predicts scores or boxes that are NaN or infinite; look for such values in its weights "
-                    "(MODEL.WEIGHTS)"
-                )
+    checks = [part.isfinite().all() for _, p in found for part in (*p.box_deltas, *p.centerness)]
+    checks += [~logits.isnan().any() for _, p in found for logits in p.token_logits]
+    if not torch.stack(checks).all():  # asked once, since each answer waits for a GPU
+        raise FloatingPointError(
+            "the model predicts scores or boxes that are NaN or infinite; look for such values in its weights "
+            "(MODEL.WEIGHTS)"
+        )

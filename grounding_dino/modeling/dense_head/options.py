@@ -16,13 +16,21 @@ def check_options(cfg: CfgNode) -> None:
     Raises:
         ValueError: they are not; the message has a key, its value and the remedy.
     """
-    for key, value, remedy in (*_results(cfg), *_sizes(cfg), *_choice_of_detections(cfg)):
+    for key, value, remedy in (*_of_other_models(cfg), *_sizes(cfg), *_choice_of_detections(cfg)):
         raise ValueError(f"{key} is {value!r}, but {remedy}")
 
 
-def _results(cfg: CfgNode) -> Iterator[Fault]:
-    """What models of masks give."""
+def _of_other_models(cfg: CfgNode) -> Iterator[Fault]:
+    """What other models have, and would be ignored here or end in shapes that do not fit."""
+    text, loss = cfg.MODEL.TEXT_ENCODER, cfg.MODEL.LOSS.CLASS
+    if not text.NAME:
+        yield "MODEL.TEXT_ENCODER.NAME", text.NAME, "a GLIP finds what a text names; set it to 'BertEncoder'"
+    if text.PROJECTION_ON:
+        yield "MODEL.TEXT_ENCODER.PROJECTION_ON", True, "the tower of a GLIP reads BERT's own features; set it False"
+    if loss != "focal":
+        yield "MODEL.LOSS.CLASS", loss, "the tokens of a GLIP are decided one by one; set it to 'focal'"
     for key, value in (
+        ("MODEL.MASK_ON", cfg.MODEL.MASK_ON),
         ("TEST.PANOPTIC_ON", cfg.TEST.PANOPTIC_ON),
         ("TEST.SEMANTIC_ON", cfg.TEST.SEMANTIC_ON),
     ):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.meta_arch.ground_truth import ground_truth, picture_name
 from grounding_dino.structures import Prompt, Targets, TextFeatures
@@ -14,7 +15,9 @@ from grounding_dino.text.prompt_builder import PromptBuilder
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import Backbone
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, ResNet, build_backbone
 from torch import Tensor, nn
 
 
@@ -24,14 +27,24 @@ class PictureFormat:
 
     Attributes:
         mean, std: of each channel, 0 to 255, in the order of the input.
-        padding_counts: padding is picture to the model, which boxes and masks are relative to, too.
+        padding_counts: padding is picture to the model: nothing masks it, and boxes and masks are relative to it, too.
         divisibility: where padding counts, what pictures are padded to a multiple of.
+        pad_before_backbone: pad pictures to the batch's largest also at inference.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
     padding_counts: bool = False
     divisibility: int = 0
+    pad_before_backbone: bool = False
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, padding_counts: bool) -> PictureFormat:
+        """Read the keys of MODEL that are about pictures."""
+        model = cfg.MODEL
+        return cls(
+            model.PIXEL_MEAN, model.PIXEL_STD, padding_counts, model.SIZE_DIVISIBILITY, model.PAD_BEFORE_BACKBONE_ON
+        )
 
 
 class PromptedDetector(nn.Module):
@@ -67,6 +80,7 @@ class PromptedDetector(nn.Module):
         self.register_buffer("pixel_std", std, persistent=False)
         self.padding_counts = pictures.padding_counts
         self.divisibility = pictures.divisibility if pictures.padding_counts else backbone.size_divisibility
+        self.pad_before_backbone = pictures.pad_before_backbone
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +157,31 @@ class PromptedDetector(nn.Module):
                 if (part := getattr(target, field.name)) is not None
             },
         )
+
+
+def backbone_of(cfg: CfgNode) -> Backbone:
+    """The backbone that the configuration names."""
+    backbone = build_backbone(cfg)
+    if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
+        checkpoint_blocks(backbone)
+    return backbone
+
+
+def shapes_of_maps(
+    cfg: CfgNode, backbone: Backbone, key: str, names: Sequence[str], stride: int | None = None
+) -> list[ShapeSpec]:
+    """Of the backbone's maps `names`, which `key` of the configuration holds.
+
+    Raises:
+        ValueError: the backbone does not give one of them, or gives it in another stride than `stride`, if not None.
+    """
+    shapes = backbone.output_shape()
+    missing = [name for name in names if name not in shapes or stride not in (None, shapes[name].stride)]
+    if missing:
+        given = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
+        wanted = "" if stride is None else f", a map of stride {stride}"
+        raise ValueError(f"{key} names {missing}{wanted}, but {cfg.MODEL.BACKBONE.NAME} gives {given}")
+    return [shapes[name] for name in names]
 
 
 def groups_of_equal_size(images: Sequence[Tensor]) -> list[list[int]]:

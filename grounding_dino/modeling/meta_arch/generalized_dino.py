@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.fixed_classes import FixedClasses, fixed_classes
 from grounding_dino.modeling.input_projection import InputProjection, pyramid_of_padded, pyramid_of_pictures
 from grounding_dino.modeling.losses.criterion import SetCriterion
@@ -16,8 +15,10 @@ from grounding_dino.modeling.mask_results import MaskResults
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
     PromptedDetector,
+    backbone_of,
     groups_of_equal_size,
     padded_to_multiple,
+    shapes_of_maps,
     size_of,
 )
 from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
@@ -31,7 +32,7 @@ from grounding_dino.text.text_encoder import build_text_encoder
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -41,13 +42,11 @@ class InferenceOptions:
     """What holds when a model detects, and not when it is trained.
 
     Attributes:
-        pad_before_backbone: pad pictures to the batch's largest before the backbone.
         detections_per_image: best (query, category) pairs kept; of every prompt, and of all prompts together.
         categories_per_prompt: names in a prompt at most; 0 lists as many as fit.
         masks: what a model with masks gives; None for boxes alone.
     """
 
-    pad_before_backbone: bool = False
     detections_per_image: int = 300
     categories_per_prompt: int = 0
     masks: MaskResults | None = None
@@ -89,16 +88,14 @@ class GeneralizedDINO(PromptedDetector):
         self.transformer_decoder = transformer_decoder
         self.denoising = denoising
         self.criterion = criterion
-        self.pad_before_backbone = inference.pad_before_backbone
         self.detections_per_image = inference.detections_per_image
         self.masks = inference.masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that the configuration names."""
-        backbone = build_backbone(cfg)
-        if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
-            checkpoint_blocks(backbone)
+        _check_text_width(cfg)
+        backbone = backbone_of(cfg)
         return {
             "backbone": backbone,
             "in_features": cfg.MODEL.PIXEL_DECODER.IN_FEATURES,
@@ -110,11 +107,8 @@ class GeneralizedDINO(PromptedDetector):
             "transformer_decoder": build_transformer_decoder(cfg),
             "denoising": DenoisingGenerator(cfg) if cfg.MODEL.DENOISING.ENABLED_ON else None,
             "criterion": SetCriterion(cfg),
-            "pictures": PictureFormat(
-                cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, not cfg.MODEL.PADDING_MASK_ON, cfg.MODEL.SIZE_DIVISIBILITY
-            ),
+            "pictures": PictureFormat.from_config(cfg, padding_counts=not cfg.MODEL.PADDING_MASK_ON),
             "inference": InferenceOptions(
-                pad_before_backbone=cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
                 detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
                 categories_per_prompt=cfg.TEST.CATEGORIES_PER_PROMPT,
                 masks=MaskResults.from_config(cfg) if cfg.MODEL.MASK_ON else None,
@@ -221,29 +215,30 @@ class GeneralizedDINO(PromptedDetector):
         return self.criterion(output, targets, noised, None if text is None else text.padding_mask)
 
 
+def _check_text_width(cfg: CfgNode) -> None:
+    """Encoder and decoder read text in as many channels as pictures."""
+    text, dim = cfg.MODEL.TEXT_ENCODER, cfg.MODEL.EMBED_DIM
+    if text.NAME and not text.PROJECTION_ON and text.HIDDEN_SIZE != dim:
+        raise ValueError(
+            f"MODEL.TEXT_ENCODER.PROJECTION_ON is False, so text has {text.HIDDEN_SIZE} channels "
+            f"(MODEL.TEXT_ENCODER.HIDDEN_SIZE), but {cfg.MODEL.META_ARCHITECTURE} reads {dim} (MODEL.EMBED_DIM); set "
+            "it to True"
+        )
+
+
 def _build_projection(cfg: CfgNode, backbone: Backbone) -> InputProjection:
     """The projection of the backbone's maps that the configuration names.
 
     Raises:
         ValueError: the backbone does not give one of them, or gives that of masks in another stride than 4.
     """
-    shapes = backbone.output_shape()
-    key, names = "MODEL.PIXEL_DECODER.IN_FEATURES", list(cfg.MODEL.PIXEL_DECODER.IN_FEATURES)
-    mask_input = None
-    missing = [name for name in names if name not in shapes]
-    if not missing and cfg.MODEL.MASK_ON:
-        key, mask_feature = "MODEL.MASK_HEAD.IN_FEATURE", cfg.MODEL.MASK_HEAD.IN_FEATURE
-        if mask_feature in shapes and shapes[mask_feature].stride == STRIDE:
-            mask_input = (mask_feature, shapes[mask_feature])
-        else:
-            missing = [mask_feature]
-    if missing:
-        strides = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
-        wanted = f", a map of stride {STRIDE}" if key.startswith("MODEL.MASK_HEAD") else ""
-        raise ValueError(f"{key} names {missing}{wanted}, but {cfg.MODEL.BACKBONE.NAME} gives {strides}")
-    decoder = cfg.MODEL.PIXEL_DECODER
+    decoder, mask_input = cfg.MODEL.PIXEL_DECODER, None
+    shapes = shapes_of_maps(cfg, backbone, "MODEL.PIXEL_DECODER.IN_FEATURES", decoder.IN_FEATURES)
+    if cfg.MODEL.MASK_ON:
+        name = cfg.MODEL.MASK_HEAD.IN_FEATURE
+        mask_input = (name, *shapes_of_maps(cfg, backbone, "MODEL.MASK_HEAD.IN_FEATURE", [name], STRIDE))
     return InputProjection(
-        [shapes[name] for name in names],
+        shapes,
         cfg.MODEL.EMBED_DIM,
         decoder.NUM_FEATURE_LEVELS,
         mask_input,

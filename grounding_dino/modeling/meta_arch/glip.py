@@ -9,18 +9,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.dense_head.anchors import place_anchors
 from grounding_dino.modeling.dense_head.dense_criterion import DenseCriterion
 from grounding_dino.modeling.dense_head.detections import DenseDetections
 from grounding_dino.modeling.dense_head.dyhead import DyHead
 from grounding_dino.modeling.dense_head.options import check_options
 from grounding_dino.modeling.dense_head.token_head import TokenHead
+from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
     PromptedDetector,
+    backbone_of,
     groups_of_equal_size,
     padded_to_multiple,
+    shapes_of_maps,
     size_of,
 )
 from grounding_dino.structures import DensePredictions, Prompt, TextFeatures
@@ -28,7 +30,7 @@ from grounding_dino.text.text_encoder import build_text_encoder
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, ResNet, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
@@ -49,7 +51,6 @@ class GLIP(PromptedDetector):
         backbone: Backbone,
         in_features: Sequence[str],
         pyramid: nn.Module,
-        strides: Sequence[int],
         text_encoder: nn.Module | None,
         prompt_vectors: nn.Embedding | None,
         tower: nn.Module,
@@ -59,16 +60,15 @@ class GLIP(PromptedDetector):
         detections: DenseDetections,
         pictures: PictureFormat,
         categories_per_prompt: int = 0,
-        pad_before_backbone: bool = False,
     ) -> None:
         """
         Args:
-            pyramid: from the backbone's maps, finest first, to those of `strides`.
+            in_features: names of the backbone's maps, finest first.
+            pyramid: from these maps to as many, and NUM_EXTRA_LEVELS of twice the stride each.
             prompt_vectors: learned vectors added to the text's features by place (prompt tuning); None without.
             tower: see :class:`DyHead`.
             head: see :class:`TokenHead`.
             anchor_scale: side of the anchors in strides.
-            pad_before_backbone: pad pictures to the batch's largest also at inference.
         """
         super().__init__(
             backbone=backbone,
@@ -79,39 +79,39 @@ class GLIP(PromptedDetector):
         )
         self.in_features = list(in_features)
         self.pyramid = pyramid
-        self.strides = list(strides)
+        self.strides = _strides(backbone, self.in_features)
         self.prompt_vectors = prompt_vectors
         self.tower = tower
         self.head = head
         self.anchor_scale = anchor_scale
         self.criterion = criterion
         self.detections = detections
-        self.pad_before_backbone = pad_before_backbone
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts that the configuration names."""
+        """Build the parts that the configuration names.
+
+        Raises:
+            ValueError: it asks for what GLIP has not, or for maps that the backbone does not give.
+        """
         check_options(cfg)
-        backbone = build_backbone(cfg)
-        if cfg.MODEL.RESNETS.ACTIVATION_CHECKPOINTING_ON and isinstance(backbone, ResNet):  # Detectron2's has no switch
-            checkpoint_blocks(backbone)
+        backbone = backbone_of(cfg)
         head, text, dim = cfg.MODEL.DENSE_HEAD, cfg.MODEL.TEXT_ENCODER, cfg.MODEL.EMBED_DIM
-        channels, strides = _channels_and_strides(cfg, backbone)
+        shapes = shapes_of_maps(cfg, backbone, "MODEL.DENSE_HEAD.IN_FEATURES", head.IN_FEATURES)
+        channels = [int(shape.channels or 0) for shape in shapes]
         return {
             "backbone": backbone,
             "in_features": head.IN_FEATURES,
             "pyramid": FeaturePyramidNetwork(channels, dim, extra_blocks=LastLevelP6P7(dim, dim)),
-            "strides": strides,
             "text_encoder": build_text_encoder(cfg),
             "prompt_vectors": _prompt_vectors(head.PROMPT_VECTORS, text.HIDDEN_SIZE),
             "tower": DyHead(cfg),
-            "head": TokenHead(dim, text.HIDDEN_SIZE, len(strides)),
+            "head": TokenHead(dim, text.HIDDEN_SIZE, len(channels) + NUM_EXTRA_LEVELS),
             "anchor_scale": head.ANCHOR_SCALE,
             "criterion": DenseCriterion(cfg),
             "detections": DenseDetections.from_config(cfg),
-            "pictures": PictureFormat(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, True, cfg.MODEL.SIZE_DIVISIBILITY),
+            "pictures": PictureFormat.from_config(cfg, padding_counts=True),
             "categories_per_prompt": cfg.TEST.CATEGORIES_PER_PROMPT,
-            "pad_before_backbone": cfg.MODEL.PAD_BEFORE_BACKBONE_ON,
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -161,7 +161,7 @@ class GLIP(PromptedDetector):
         """One prompt a picture through tower and head."""
         return self.head_outputs(maps, self.encode_text(prompts))
 
-    def encode_text(self, prompts: Sequence[Prompt]) -> TextFeatures:  # type: ignore[override]
+    def encode_text(self, prompts: Sequence[Prompt | FixedClasses]) -> TextFeatures:
         """Features of one prompt a picture, with the learned vectors of their places.
 
         Raises:
@@ -221,21 +221,17 @@ def _prompt_vectors(rows: int, text_dim: int) -> nn.Embedding | None:
     return vectors
 
 
-def _channels_and_strides(cfg: CfgNode, backbone: Backbone) -> tuple[list[int], list[int]]:
-    """Channels of the backbone's maps, and strides of the pyramid's levels.
+def _strides(backbone: Backbone, names: Sequence[str]) -> list[int]:
+    """Of the pyramid's levels, in pixels.
 
     Raises:
-        ValueError: the backbone does not give one of the maps, or they are not in order.
+        ValueError: the maps are not in order.
     """
-    shapes, names = backbone.output_shape(), list(cfg.MODEL.DENSE_HEAD.IN_FEATURES)
-    missing = [name for name in names if name not in shapes]
-    if missing:
-        given = ", ".join(f"{name} (stride {shape.stride})" for name, shape in shapes.items())
-        raise ValueError(f"MODEL.DENSE_HEAD.IN_FEATURES names {missing}, but {cfg.MODEL.BACKBONE.NAME} gives {given}")
+    shapes = backbone.output_shape()
     strides = [int(shapes[name].stride or 0) for name in names]
     if strides != sorted(set(strides)):
         raise ValueError(
-            f"MODEL.DENSE_HEAD.IN_FEATURES is {names}, of the strides {strides}; name each map once, the finest first"
+            f"MODEL.DENSE_HEAD.IN_FEATURES is {list(names)}, of the strides {strides}; name each map once, the finest "
+            "first"
         )
-    extra = [strides[-1] * 2 ** (k + 1) for k in range(NUM_EXTRA_LEVELS)]
-    return [int(shapes[name].channels or 0) for name in names], [*strides, *extra]
+    return [*strides, *(strides[-1] * 2 ** (k + 1) for k in range(NUM_EXTRA_LEVELS))]

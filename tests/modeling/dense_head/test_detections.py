@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import grounding_dino  # noqa: F401
+from grounding_dino.modeling.dense_head import detections
 from grounding_dino.modeling.dense_head.anchors import clip_boxes, decode_boxes, place_anchors
 from grounding_dino.modeling.dense_head.detections import Candidates, DenseDetections
 from grounding_dino.structures import DensePredictions, Prompt
@@ -343,6 +344,20 @@ def test_predictions_that_are_no_numbers_are_refused(part: str, value: float) ->
     getattr(found[-1][1], part)[2][0] = value
     with pytest.raises(FloatingPointError, match=r"scores or boxes that are NaN or infinite.*MODEL.WEIGHTS"):
         detect(found, {"categories": CATEGORIES})
+
+
+def test_whether_all_is_finite_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all levels and prompts: on a GPU each answer waits for everything that is under way."""
+    found, asked, to_bool = found_for(CATEGORIES, names_per_prompt=1), [], Tensor.__bool__
+
+    def counted(tensor: Tensor) -> bool:
+        asked.append(tensor.shape)
+        return to_bool(tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "__bool__", counted)
+        detections._check_finite(found)
+    assert len(found) == 3 and len(asked) == 1
 
 
 def test_configuration(tiny_glip_cfg: CfgNode) -> None:

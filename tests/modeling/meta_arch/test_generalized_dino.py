@@ -191,3 +191,11 @@ def test_unknown_parts(tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.PIXEL_DECODER.IN_FEATURES = ["stage2", "res9"]
     with pytest.raises(ValueError, match=r"IN_FEATURES names \['res9'\], but SwinTransformer gives stage2 "):
         build_model(tiny_cfg)
+
+
+def test_text_of_another_width_is_refused(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.TEXT_ENCODER.PROJECTION_ON = False
+    with pytest.raises(ValueError, match=r"so text has 16 channels .* reads 64 \(MODEL.EMBED_DIM\); set it to True"):
+        build_model(tiny_cfg)
+    tiny_cfg.MODEL.TEXT_ENCODER.HIDDEN_SIZE = 64
+    assert isinstance(build_model(tiny_cfg).text_encoder.projection, nn.Identity)
