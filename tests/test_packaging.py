@@ -25,6 +25,7 @@ NOT_PACKED = {".md", ".log", ".so", ".pyc"}  # of the files below grounding_dino
 NEEDED = (
     "grounding_dino/py.typed",
     "grounding_dino/assets/bert-base-uncased-vocab.txt",
+    "grounding_dino/assets/glip_shapes_tiny.safetensors",
     "grounding_dino/assets/shapes_tiny.safetensors",
     "grounding_dino/assets/shapes_tiny_panoptic.safetensors",
     "grounding_dino/configs/Base-GroundingDINO.yaml",
