@@ -95,7 +95,7 @@ class PhraseGroundingEvaluator(DatasetEvaluator):
         return {
             "phrases": f"{sum(map(len, self._truth.values()))} in {len(self._truth)} captions",
             "prompt": "the caption, whole",
-            "score": "each phrase ranks all queries, by the mean score of its tokens",
+            "score": "each phrase ranks its boxes by the mean score of its tokens",
             "match": f"IoU >= {self.iou_threshold} with any box of the phrase; merged: with the box around them all",
         }
 

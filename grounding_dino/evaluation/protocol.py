@@ -20,13 +20,16 @@ def common_protocol(cfg: CfgNode, num_pictures: int, limited: str = "picture") -
     processes = comm.get_world_size()
     size, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    return {
+    protocol = {
         "weights": _weights(cfg),
         "pictures": f"{num_pictures}, on {processes} process{'es' if processes > 1 else ''}",
         "input size": f"shorter side {size}, longer at most {longest} pixels" if size else "as the pictures are",
         "detections": f"the {limit} best of a {limited} (TEST.DETECTIONS_PER_IMAGE), {_kept(cfg, limited)}",
         "precision": cfg.TEST.PRECISION,
     }
+    if cfg.MODEL.META_ARCHITECTURE == "GLIP":
+        protocol["centerness"] = "detections are ranked by the root of the score of their tokens times the centerness"
+    return protocol
 
 
 def prompt_protocol(cfg: CfgNode, text: str | Sequence[str]) -> dict[str, str]:
