@@ -126,7 +126,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert set(NEEDED) <= names
     assert names == packed_files()
     assert wheel.name.startswith(f"grounding_dino_detectron2-{grounding_dino.__version__}-py3-none-any")
-    assert wheel.stat().st_size < 24e6
+    assert wheel.stat().st_size < 32e6  # three small models (14, 6 and 12 MB) and the vocabulary
 
 
 @pytest.mark.slow
