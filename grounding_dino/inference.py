@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.model_zoo import build_model, load_cfg, resolve_device
-from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
 from grounding_dino.pictures import RgbArray, read_picture
 from grounding_dino.predictor import describe_non_finite
 from grounding_dino.structures import Predictions, Prompt
@@ -25,7 +24,6 @@ from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import numpy as np
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 from PIL import Image
@@ -63,6 +61,10 @@ def load_model(model_config_path: str, model_checkpoint_path: str, device: str |
         raise ValueError(
             f"{model_config_path} is a model of fixed classes, which reads no text; load_predictor runs it"
         )
+    from grounding_dino.modeling.meta_arch import GeneralizedDINO  # takes seconds, which `load_image` need not wait
+
+    from detectron2.modeling import META_ARCH_REGISTRY
+
     architecture = cfg.MODEL.META_ARCHITECTURE
     if not issubclass(META_ARCH_REGISTRY.get(architecture), GeneralizedDINO):
         raise ValueError(_of_another_kind(f"{model_config_path} is a {architecture}"))
@@ -163,6 +165,8 @@ def _run(model: Any, image: Tensor, caption: str) -> tuple[Prompt, Predictions]:
     Raises:
         TypeError: a model that these functions are not made for.
     """
+    from grounding_dino.modeling.meta_arch import GeneralizedDINO
+
     if not isinstance(model, GeneralizedDINO):
         raise TypeError(_of_another_kind(f"the model is a {type(model).__name__}"))
     prompt = model.text_encoder.prompts.of_caption(caption)
