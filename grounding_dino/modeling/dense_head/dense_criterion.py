@@ -87,9 +87,9 @@ class DenseCriterion(nn.Module):
             places = torch.cat(list(anchors))[place]
             gt_boxes = torch.cat(boxes)[objects]  # (P, 4)
             gt_centerness = centerness_of(places[:, :2], gt_boxes)
-            num_places, centerness_sum = mean_over_processes(
-                [float(len(place)), float(gt_centerness.sum())], logits.device
-            ).unbind()
+            total_centerness = gt_centerness.sum().float()
+            counts = torch.stack((torch.full_like(total_centerness, len(place)), total_centerness))
+            num_places, centerness_sum = mean_over_processes(counts).unbind()
             gt_tokens = torch.zeros_like(logits, dtype=torch.bool)
             gt_tokens[picture, place] = torch.cat([_token_rows(target) for target in targets])[objects]
             focal = sigmoid_focal_loss(

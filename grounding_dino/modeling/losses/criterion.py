@@ -262,20 +262,21 @@ class SetCriterion(nn.Module):
         """Divisors of the matching and of the denoising losses."""
         num_targets = float(sum(len(t) for t in targets))
         num_positives = 0.0 if denoising is None else float(denoising.num_positives)
-        num_targets_mean, num_positives_mean = mean_over_processes([num_targets, num_positives], device)
+        counts = torch.tensor([num_targets, num_positives], device=device)
+        num_targets_mean, num_positives_mean = mean_over_processes(counts)
         return num_targets_mean, num_positives_mean
 
 
-def mean_over_processes(counts: Sequence[float], device: torch.device) -> Tensor:
-    """Divisors of losses: counts of all processes together, at least 1, by the number of processes.
+def mean_over_processes(counts: Tensor) -> Tensor:
+    """Divisors of losses: float32 counts of all processes together, at least 1, by the number of processes.
 
     Bounded before they are divided, so that the gradient, which is averaged over processes, does not depend on how many
     share a batch. (The authors bound the quotient, which differs where processes outnumber targets.)
     """
-    total = torch.tensor(counts, dtype=torch.float32, device=device)
     if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(total)
-    return total.clamp(min=1) / comm.get_world_size()
+        counts = counts.clone()
+        torch.distributed.all_reduce(counts)
+    return counts.clamp(min=1) / comm.get_world_size()
 
 
 def _layer_suffixes(num_layers: int) -> list[str]:
