@@ -82,6 +82,25 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Module, "register_parameter", on_meta)
 
 
+def random_model(cfg: CfgNode, is_spread: Callable[[str, nn.Parameter], bool]) -> nn.Module:
+    """The model of a configuration in eval mode, the same every time.
+
+    Parameters that `is_spread` chooses begin with larger numbers: initial ones, zeros among them, would hide the
+    differences that tests look for.
+    """
+    import grounding_dino.modeling  # noqa: F401
+
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_spread(name, parameter):
+                parameter.normal_(std=0.2)
+    return model.eval()
+
+
 @pytest.fixture
 def tiny_cfg() -> CfgNode:
     """A configuration of a model that runs in milliseconds."""
@@ -93,17 +112,8 @@ def tiny_cfg() -> CfgNode:
 @pytest.fixture
 def tiny_model(tiny_cfg: CfgNode) -> torch.nn.Module:
     """A tiny model with random weights whose queries and tokens differ, in eval mode."""
-    import grounding_dino.modeling  # noqa: F401
-
-    from detectron2.modeling import build_model
-
-    torch.manual_seed(0)
-    model = build_model(tiny_cfg)
-    with torch.no_grad():  # zero-initialised heads would hide the differences that tests look for
-        for name, parameter in model.named_parameters():
-            if "box_head" in name or "sampling_offsets.weight" in name or "attention_weights.weight" in name:
-                parameter.normal_(std=0.2)
-    return model.eval()
+    weights = "box_head", "sampling_offsets.weight", "attention_weights.weight"
+    return random_model(tiny_cfg, lambda name, _: any(word in name for word in weights))
 
 
 @pytest.fixture(scope="session")
@@ -123,18 +133,11 @@ def tiny_glip_cfg() -> CfgNode:
 @pytest.fixture
 def tiny_glip(tiny_glip_cfg: CfgNode) -> torch.nn.Module:
     """A tiny GLIP with random weights, in eval mode, whose scores do not all lie below the threshold of detections."""
-    import grounding_dino.modeling  # noqa: F401
-
-    from detectron2.modeling import build_model
-
-    torch.manual_seed(0)
-    model = build_model(tiny_glip_cfg)
-    with torch.no_grad():
-        model.head.bias.zero_()
-        for name, parameter in model.named_parameters():
-            if name.startswith(("head.", "tower.")) and parameter.dim() > 1:
-                parameter.normal_(std=0.2)
-    return model.eval()
+    model = random_model(
+        tiny_glip_cfg, lambda name, parameter: name.startswith(("head.", "tower.")) and parameter.dim() > 1
+    )
+    nn.init.zeros_(model.head.bias)
+    return model
 
 
 @pytest.fixture(scope="session")
