@@ -10,6 +10,7 @@ from typing import Any
 from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.meta_arch.ground_truth import ground_truth, picture_name
+from grounding_dino.ops.allocator import keep_freed_memory
 from grounding_dino.structures import Prompt, Targets, TextFeatures
 from grounding_dino.text.prompt_builder import PromptBuilder
 
@@ -93,6 +94,8 @@ class PromptedDetector(nn.Module):
         Raises:
             ValueError: a picture has another number of channels, or no pixel.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         dtype = next(self.backbone.parameters()).dtype
         images = []
         for inputs in batched_inputs:
