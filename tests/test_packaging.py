@@ -33,6 +33,7 @@ NEEDED = (
     "grounding_dino/compat/detectron2/__init__.py",
     "grounding_dino/ops/csrc/ms_deform_attn_cpu.cpp",
     "grounding_dino/ops/csrc/ms_deform_attn_cuda.cu",
+    "grounding_dino/ops/csrc/ms_deform_attn_cuda.cuh",
 )
 STARS = {  # demo/pictures/stars.jpg: x, y, width, height as rendered
     "blue star": (89, 51, 76, 76),

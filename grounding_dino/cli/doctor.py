@@ -86,11 +86,12 @@ def check_detectron2() -> list[Check]:
 
 
 def check_kernels() -> list[Check]:
-    """The native kernels in use, and the compilers."""
-    from grounding_dino.ops import kernel_status, loader
+    """The native kernels in use, and the compilers (NVRTC is one)."""
+    from grounding_dino.ops import kernel_status, loader, nvrtc
 
     checks = [Check(*row) for row in kernel_status()]
-    compilers = [path for path in (loader.find_compiler(), loader.find_nvcc()) if path]
+    found = (loader.find_compiler(), loader.find_nvcc(), nvrtc.find_library())
+    compilers = [str(path) for path in found if path]
     return [*checks, Check("compilers", ", ".join(compilers) or "none found")]
 
 

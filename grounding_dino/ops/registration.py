@@ -44,9 +44,10 @@ def _kernel(value: Tensor) -> loader.Kernel | None:
     return loader.cpu_kernel() if value.device.type == "cpu" and value.dtype in _CPU_DTYPES else None
 
 
-def _library(value: Tensor) -> ctypes.CDLL | None:
+def _library(value: Tensor) -> Any:
+    """The loaded kernels for this value, or None."""
     kernel = _kernel(value)
-    return kernel.library if kernel is not None else None
+    return None if kernel is None else kernel.library
 
 
 def _check(
@@ -117,7 +118,19 @@ def _threads(locations: Tensor, channels: int) -> int:
     return max(1, min(torch.get_num_threads(), locations.numel() * 2 * channels // _WORK_PER_THREAD))
 
 
-def _raise_on(code: int, library: ctypes.CDLL, cuda: bool) -> None:
+def _launch_shape(sizes: Any, *tensors: Tensor) -> tuple[int, int]:
+    """Channels that a thread of the CUDA kernels reads at once, and the number of blocks.
+
+    Four where the rows of `tensors` (values, and in backward the output's gradient) start at multiples of four.
+    """
+    batch, _, heads, channels, queries = sizes[:5]
+    strides = (channels, *sizes[7:10])
+    aligned = all(tensor.data_ptr() % (4 * tensor.element_size()) == 0 for tensor in tensors)
+    width = 4 if aligned and all(stride % 4 == 0 for stride in strides) else 1
+    return width, -(-batch * queries * heads * loader.CUDA_GROUP // loader.CUDA_BLOCK)
+
+
+def _raise_on(code: int, library: Any, cuda: bool) -> None:
     if code == 0:
         return
     if not cuda:
@@ -145,7 +158,8 @@ def _forward(
     if value.is_cuda:
         with torch.cuda.device(value.device):
             stream = torch.cuda.current_stream().cuda_stream
-            code = library.gd_ms_deform_attn_cuda_forward(sizes, _CUDA_DTYPES[value.dtype], *pointers, stream)
+            launch = (sizes, _CUDA_DTYPES[value.dtype], *_launch_shape(sizes, tensors[0]))
+            code = library.gd_ms_deform_attn_cuda_forward(*launch, *pointers, stream)
     else:
         threads = _threads(sampling_locations, value.shape[3])
         code = library.gd_ms_deform_attn_forward(sizes, _CPU_DTYPES[value.dtype], *pointers, threads)
@@ -183,7 +197,8 @@ def _backward(
     elif value.is_cuda:
         with torch.cuda.device(value.device):
             stream = torch.cuda.current_stream().cuda_stream
-            code = library.gd_ms_deform_attn_cuda_backward(sizes, _CUDA_DTYPES[value.dtype], *pointers, stream)
+            launch = (sizes, _CUDA_DTYPES[value.dtype], *_launch_shape(sizes, tensors[0], gradient))
+            code = library.gd_ms_deform_attn_cuda_backward(*launch, *pointers, stream)
         _raise_on(code, library, True)
     else:
         threads = _threads(sampling_locations, value.shape[3])

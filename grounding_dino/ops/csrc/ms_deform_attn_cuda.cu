@@ -1,15 +1,8 @@
-// Multi-scale deformable attention for NVIDIA GPUs, forward and backward; fp32, bf16 and fp16 values, fp32 arithmetic.
-//
-// A plain C interface (pointers, sizes, strides, a stream) without torch headers. The host never waits and never looks
-// at the levels: a level that would leave the values counts as outside, so nothing out of bounds is read or written.
-//
-// kGroup neighbouring threads share a (picture, query, head); each holds W channels at a time, so that a row is
-// read in one coalesced piece. Backward adds up the gradient of the values with atomics, in fp32: its last bits depend
-// on the order in which they arrive.
+// The kernels of ms_deform_attn_cuda.cuh as a library: a plain C interface (pointers, sizes, strides, a stream) without
+// torch headers. The host never waits and never looks at device memory.
 
-#include <cstdint>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "ms_deform_attn_cuda.cuh"
+
 #include <cuda_runtime.h>
 
 #if defined(_WIN32)
@@ -20,181 +13,14 @@
 
 namespace {
 
-constexpr int kGroup = 8;
-constexpr int kBlock = 256;
-
-struct Problem {
-  int64_t batch, tokens, heads, channels, queries, levels, points;
-  int64_t value_batch, value_token, value_head;           // strides in elements; channels are contiguous
-  int64_t location_batch, location_query, location_head;  // (levels, points, 2) is contiguous
-  int64_t weight_batch, weight_query, weight_head;        // (levels, points) is contiguous
-  const int64_t* spatial_shapes;
-  const int64_t* level_start;
-  const float* locations;
-  const float* weights;
-};
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline void from_float(float x, float* p) { *p = x; }
-__device__ inline void from_float(float x, __half* p) { *p = __float2half_rn(x); }
-__device__ inline void from_float(float x, __nv_bfloat16* p) { *p = __float2bfloat16_rn(x); }
-
-template <typename T, int W>
-struct alignas(sizeof(T) * W) Pack {
-  T x[W];
-};
-
-template <int W, typename T>
-__device__ inline void load(const T* p, float* out) {
-  const Pack<T, W> pack = *reinterpret_cast<const Pack<T, W>*>(p);
-#pragma unroll
-  for (int i = 0; i < W; ++i) out[i] = to_float(pack.x[i]);
-}
-
-template <int W, typename T>
-__device__ inline void store(const float* in, T* p) {
-  Pack<T, W> pack;
-#pragma unroll
-  for (int i = 0; i < W; ++i) from_float(in[i], &pack.x[i]);
-  *reinterpret_cast<Pack<T, W>*>(p) = pack;
-}
-
-template <int W>
-__device__ inline void add(float* p, const float* x) {
-#if __CUDA_ARCH__ >= 900
-  if constexpr (W == 4) {
-    atomicAdd(reinterpret_cast<float4*>(p), make_float4(x[0], x[1], x[2], x[3]));
-  } else
-#endif
-  {
-#pragma unroll
-    for (int i = 0; i < W; ++i) atomicAdd(p + i, x[i]);
-  }
-}
-
-// Which (picture, query, head) a thread works on.
-struct Item {
-  int64_t index, b, q, h;  // index counts all three
-  bool valid;
-  __device__ explicit Item(const Problem& p) {
-    const int64_t group = (static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x) / kGroup;
-    const int64_t items = p.batch * p.queries * p.heads;
-    valid = group < items;
-    index = valid ? group : items - 1;  // surplus threads keep step with their warp and write nothing
-    h = index % p.heads;
-    q = index / p.heads % p.queries;
-    b = index / p.heads / p.queries;
-  }
-  __device__ const float* location(const Problem& p) const {
-    return p.locations + b * p.location_batch + q * p.location_query + h * p.location_head;
-  }
-  __device__ const float* weight(const Problem& p) const {
-    return p.weights + b * p.weight_batch + q * p.weight_query + h * p.weight_head;
-  }
-};
-
-// A sample's four rows (top left, top right, bottom left, bottom right; -1 outside) and where it lies between them.
-struct Corners {
-  int64_t row[4];
-  float fx, fy, width, height;
-  __device__ Corners(const Problem& p, int64_t level, float x_relative, float y_relative) {
-    const int64_t h = p.spatial_shapes[2 * level], w = p.spatial_shapes[2 * level + 1], start = p.level_start[level];
-    width = static_cast<float>(w), height = static_cast<float>(h);
-    const float x = x_relative * width - 0.5f, y = y_relative * height - 0.5f;
-    const bool fits = start >= 0 && start + h * w <= p.tokens;
-    const bool inside = fits && x > -1.0f && x < width && y > -1.0f && y < height;  // false for NaN
-    const float left = inside ? floorf(x) : 0.0f, top = inside ? floorf(y) : 0.0f;
-    fx = inside ? x - left : 0.0f, fy = inside ? y - top : 0.0f;
-    const bool at_left = inside && left >= 0.0f, at_right = inside && left + 1.0f < width;
-    const bool at_top = top >= 0.0f, at_bottom = top + 1.0f < height;
-    const int64_t first = start + static_cast<int64_t>(top) * w + static_cast<int64_t>(left);
-    row[0] = at_top && at_left ? first : -1;
-    row[1] = at_top && at_right ? first + 1 : -1;
-    row[2] = at_bottom && at_left ? first + w : -1;
-    row[3] = at_bottom && at_right ? first + w + 1 : -1;
-  }
-  __device__ float weight(int corner) const {
-    return (corner < 2 ? 1.0f - fy : fy) * (corner % 2 ? fx : 1.0f - fx);
-  }
-};
-
-template <typename T, int W>
-__global__ void __launch_bounds__(kBlock) forward_kernel(Problem p, const T* value, T* out) {
-  const Item item(p);
-  if (!item.valid) return;
-  const float* location = item.location(p);
-  const float* weight = item.weight(p);
-  const T* head = value + item.b * p.value_batch + item.h * p.value_head;
-  for (int64_t c = threadIdx.x % kGroup * W; c < p.channels; c += kGroup * W) {
-    float sum[W] = {};
-    int64_t n = 0;
-    for (int64_t level = 0; level < p.levels; ++level) {
-      for (int64_t point = 0; point < p.points; ++point, ++n) {
-        const Corners corners(p, level, location[2 * n], location[2 * n + 1]);
-        const float a = weight[n];
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          if (corners.row[corner] < 0) continue;
-          float x[W];
-          load<W>(head + corners.row[corner] * p.value_token + c, x);
-          const float w = a * corners.weight(corner);
-#pragma unroll
-          for (int i = 0; i < W; ++i) sum[i] += w * x[i];
-        }
-      }
-    }
-    store<W>(sum, out + item.index * p.channels + c);
-  }
-}
-
-template <typename T, int W>
-__global__ void __launch_bounds__(kBlock)
-    backward_kernel(Problem p, const T* value, const T* gradient, float* value_gradient, float* location_gradient,
-                    float* weight_gradient) {
-  const Item item(p);
-  const float* location = item.location(p);
-  const float* weight = item.weight(p);
-  const int lane = threadIdx.x % kGroup;
-  const int64_t samples = p.levels * p.points, width = p.heads * p.channels;
-  const T* head = value + item.b * p.value_batch + item.h * p.value_head;
-  const T* g_row = gradient + item.index * p.channels;
-  float* head_gradient = value_gradient + item.b * p.tokens * width + item.h * p.channels;
-  for (int64_t n = 0; n < samples; ++n) {
-    const Corners corners(p, n / p.points, location[2 * n], location[2 * n + 1]);
-    const float a = weight[n];
-    float dot[4] = {};
-    for (int64_t c = lane * W; c < p.channels; c += kGroup * W) {
-      float g[W];
-      load<W>(g_row + c, g);
-#pragma unroll
-      for (int corner = 0; corner < 4; ++corner) {
-        if (corners.row[corner] < 0) continue;
-        float x[W], share[W];
-        load<W>(head + corners.row[corner] * p.value_token + c, x);
-        const float w = a * corners.weight(corner);
-#pragma unroll
-        for (int i = 0; i < W; ++i) {
-          dot[corner] += g[i] * x[i];
-          share[i] = w * g[i];
-        }
-        if (item.valid) add<W>(head_gradient + corners.row[corner] * width + c, share);
-      }
-    }
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner)
-      for (int offset = kGroup / 2; offset > 0; offset /= 2)
-        dot[corner] += __shfl_xor_sync(0xffffffffu, dot[corner], offset, kGroup);
-    if (item.valid && lane == 0) {
-      const float fx = corners.fx, fy = corners.fy, gx = 1.0f - fx, gy = 1.0f - fy;
-      const int64_t at = item.index * samples + n;
-      weight_gradient[at] = gy * (gx * dot[0] + fx * dot[1]) + fy * (gx * dot[2] + fx * dot[3]);
-      location_gradient[2 * at] = a * corners.width * (gy * (dot[1] - dot[0]) + fy * (dot[3] - dot[2]));
-      location_gradient[2 * at + 1] = a * corners.height * (gx * (dot[2] - dot[0]) + fx * (dot[3] - dot[1]));
-    }
-  }
-}
+using Forward = void (*)(Problem, const void*, void*);
+using Backward = void (*)(Problem, const void*, const void*, float*, float*, float*);
+// By dtype, then by whether rows are read in pieces of 4 channels.
+constexpr Forward kForward[3][2] = {
+    {gd_forward_fp32_1, gd_forward_fp32_4}, {gd_forward_bf16_1, gd_forward_bf16_4}, {gd_forward_fp16_1, gd_forward_fp16_4}};
+constexpr Backward kBackward[3][2] = {{gd_backward_fp32_1, gd_backward_fp32_4},
+                                      {gd_backward_bf16_1, gd_backward_bf16_4},
+                                      {gd_backward_fp16_1, gd_backward_fp16_4}};
 
 Problem unpack(const int64_t* s, const void* shapes, const void* start, const void* locations, const void* weights) {
   return {s[0],  s[1],  s[2],  s[3],  s[4],  s[5],  s[6],  s[7],
@@ -203,74 +29,34 @@ Problem unpack(const int64_t* s, const void* shapes, const void* start, const vo
           static_cast<const float*>(locations), static_cast<const float*>(weights)};
 }
 
-unsigned blocks(const Problem& p) {
-  return static_cast<unsigned>((p.batch * p.queries * p.heads * kGroup + kBlock - 1) / kBlock);
-}
-
-// Whether rows can be read in aligned pieces of `w` channels.
-bool fits(const Problem& p, int64_t w, const void* value, size_t size) {
-  return p.channels % w == 0 && p.value_batch % w == 0 && p.value_token % w == 0 && p.value_head % w == 0 &&
-         reinterpret_cast<uintptr_t>(value) % (w * size) == 0;
-}
-
-template <typename T>
-int forward(const Problem& p, const void* value, void* out, cudaStream_t stream) {
-  const T* v = static_cast<const T*>(value);
-  if (fits(p, 4, value, sizeof(T)))
-    forward_kernel<T, 4><<<blocks(p), kBlock, 0, stream>>>(p, v, static_cast<T*>(out));
-  else
-    forward_kernel<T, 1><<<blocks(p), kBlock, 0, stream>>>(p, v, static_cast<T*>(out));
-  return cudaGetLastError();
-}
-
-template <typename T>
-int backward(const Problem& p, const void* value, const void* gradient, float* value_gradient, float* location_gradient,
-             float* weight_gradient, cudaStream_t stream) {
-  const T* v = static_cast<const T*>(value);
-  const T* g = static_cast<const T*>(gradient);
-  if (fits(p, 4, value, sizeof(T)) && fits(p, 4, gradient, sizeof(T)))
-    backward_kernel<T, 4>
-        <<<blocks(p), kBlock, 0, stream>>>(p, v, g, value_gradient, location_gradient, weight_gradient);
-  else
-    backward_kernel<T, 1>
-        <<<blocks(p), kBlock, 0, stream>>>(p, v, g, value_gradient, location_gradient, weight_gradient);
-  return cudaGetLastError();
-}
+bool known(int dtype, int width) { return dtype >= 0 && dtype < 3 && (width == 1 || width == 4); }
 
 }  // namespace
 
 // `sizes` (host memory) holds the 16 numbers of Problem in order; all other pointers are device memory. `dtype` of
-// values, outputs and their gradients: 0 fp32, 1 bf16, 2 fp16. `value_gradient` is fp32, contiguous and zero on entry.
+// values, outputs and their gradients: 0 fp32, 1 bf16, 2 fp16. `width` (1 or 4) channels are read at once, and
+// `blocks` blocks started: see registration.py. `value_gradient` is fp32, contiguous and zero on entry.
 // Both return a cudaError_t, 0 for success.
 
-EXPORT int gd_ms_deform_attn_cuda_forward(const int64_t* sizes, int dtype, const void* value, const void* spatial_shapes,
-                                          const void* level_start, const void* locations, const void* weights,
-                                          void* output, void* stream) {
+EXPORT int gd_ms_deform_attn_cuda_forward(const int64_t* sizes, int dtype, int width, unsigned blocks,
+                                          const void* value, const void* spatial_shapes, const void* level_start,
+                                          const void* locations, const void* weights, void* output, void* stream) {
+  if (!known(dtype, width)) return cudaErrorInvalidValue;
   const Problem p = unpack(sizes, spatial_shapes, level_start, locations, weights);
-  const cudaStream_t s = static_cast<cudaStream_t>(stream);
-  switch (dtype) {
-    case 0: return forward<float>(p, value, output, s);
-    case 1: return forward<__nv_bfloat16>(p, value, output, s);
-    case 2: return forward<__half>(p, value, output, s);
-    default: return cudaErrorInvalidValue;
-  }
+  kForward[dtype][width == 4]<<<blocks, GD_BLOCK, 0, static_cast<cudaStream_t>(stream)>>>(p, value, output);
+  return cudaGetLastError();
 }
 
-EXPORT int gd_ms_deform_attn_cuda_backward(const int64_t* sizes, int dtype, const void* value,
-                                           const void* spatial_shapes, const void* level_start, const void* locations,
-                                           const void* weights, const void* gradient, void* value_gradient,
-                                           void* location_gradient, void* weight_gradient, void* stream) {
+EXPORT int gd_ms_deform_attn_cuda_backward(const int64_t* sizes, int dtype, int width, unsigned blocks,
+                                           const void* value, const void* spatial_shapes, const void* level_start,
+                                           const void* locations, const void* weights, const void* gradient,
+                                           float* value_gradient, float* location_gradient, float* weight_gradient,
+                                           void* stream) {
+  if (!known(dtype, width)) return cudaErrorInvalidValue;
   const Problem p = unpack(sizes, spatial_shapes, level_start, locations, weights);
-  const cudaStream_t s = static_cast<cudaStream_t>(stream);
-  float* gv = static_cast<float*>(value_gradient);
-  float* gl = static_cast<float*>(location_gradient);
-  float* gw = static_cast<float*>(weight_gradient);
-  switch (dtype) {
-    case 0: return backward<float>(p, value, gradient, gv, gl, gw, s);
-    case 1: return backward<__nv_bfloat16>(p, value, gradient, gv, gl, gw, s);
-    case 2: return backward<__half>(p, value, gradient, gv, gl, gw, s);
-    default: return cudaErrorInvalidValue;
-  }
+  kBackward[dtype][width == 4]<<<blocks, GD_BLOCK, 0, static_cast<cudaStream_t>(stream)>>>(
+      p, value, gradient, value_gradient, location_gradient, weight_gradient);
+  return cudaGetLastError();
 }
 
 EXPORT const char* gd_cuda_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
