@@ -38,6 +38,27 @@ class FeedForward(nn.Sequential):
         )
 
 
+class StochasticDepth(nn.Module):
+    """Drops a residual branch in training, for each sample with probability `p` (Huang et al., 2016).
+
+    The draws are those of torchvision's module of that name (mode "row"), which takes seconds to import.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> the same shape."""
+        if not self.training or self.p == 0.0:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1.0 - self.p)
+        return x * (kept / (1.0 - self.p) if self.p < 1.0 else kept)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 class MultiheadAttention(nn.Module):
     """Multi-head attention over `scaled_dot_product_attention`, batch first.
 

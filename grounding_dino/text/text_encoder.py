@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
 from grounding_dino.text.bert_weights import load_bert_weights
@@ -13,10 +13,12 @@ from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import torch
-import transformers
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import transformers
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = "Modules that map a sequence of prompts to TextFeatures; built from a config."
@@ -43,6 +45,8 @@ def build_bert(
     attention: str = "sdpa",
 ) -> transformers.BertModel:
     """A randomly initialised BERT without pooler; `attention` is "sdpa" or "eager", with equal results."""
+    import transformers  # on use: it takes seconds
+
     options: dict[str, Any] = {
         "vocab_size": vocabulary_size,
         "hidden_size": hidden_size,
@@ -244,6 +248,8 @@ def _bert_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     From version 5 on it passes a 4-D mask through to the attention, where it must be additive: a boolean one
     gives silently different numbers. Before, it refuses 4-D masks and makes a 3-D one additive itself.
     """
+    import transformers
+
     if int(transformers.__version__.split(".", 1)[0]) < 5:
         return allowed.to(dtype)
     additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)

@@ -1,9 +1,10 @@
 """Attention, feed-forward and MLP against PyTorch's own modules."""
 
-from grounding_dino.layers.blocks import MLP, FeedForward, MultiheadAttention, any_true, key_mask
+from grounding_dino.layers.blocks import MLP, FeedForward, MultiheadAttention, StochasticDepth, any_true, key_mask
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 
@@ -68,3 +69,13 @@ def test_masks() -> None:
     padding = torch.tensor([[False, True]])
     assert key_mask(padding).tolist() == [[[[True, False]]]]
     assert any_true(padding) and not any_true(padding & False)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_stochastic_depth_equals_torchvision(p: float, training: bool) -> None:
+    x = torch.randn(16, 3, 2)
+    torch.manual_seed(0)
+    ours = StochasticDepth(p).train(training)(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, torchvision.ops.StochasticDepth(p, "row").train(training)(x), rtol=0, atol=0)

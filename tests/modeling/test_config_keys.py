@@ -9,7 +9,7 @@ from typing import Any
 import grounding_dino.modeling  # noqa: F401
 from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.layers.bi_attention import BiAttention
-from grounding_dino.layers.blocks import MultiheadAttention
+from grounding_dino.layers.blocks import MultiheadAttention, StochasticDepth
 from grounding_dino.structures import Targets
 
 import pytest
@@ -19,7 +19,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 Build = Callable[..., Any]
 BOXES = torch.tensor([[0.5, 0.5, 0.4, 0.2], [0.3, 0.6, 0.2, 0.3]])

@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import nms
 
 # What a picture was asked for, with what was found: each of its prompts.
 Found = Sequence[tuple[Prompt, DensePredictions]]
@@ -142,6 +141,8 @@ class DenseDetections:
 
     def suppress(self, candidates: Candidates) -> Candidates:
         """Without those that overlap a better one of their category too much; best first."""
+        from torchvision.ops import nms  # on use: it takes seconds to import
+
         boxes = candidates.boxes.double()  # float32 has no digits left for pixels beside the offsets of many categories
         if not self.nms_last_pixel:
             boxes = boxes - boxes.new_tensor([0, 0, 1, 1])

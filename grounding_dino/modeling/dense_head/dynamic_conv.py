@@ -9,7 +9,6 @@ from grounding_dino.layers.box_ops import as_float32_at_least
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d, deform_conv2d
 
 _TAPS = 9  # places that a 3 x 3 kernel reads
 _FAR_AWAY = 1e6  # pixels: outside of every picture, where there are zeros
@@ -62,6 +61,8 @@ class DeformableBranch(nn.Module):
 
     def __init__(self, embed_dim: int, stride: int, num_groups: int) -> None:
         super().__init__()
+        from torchvision.ops import DeformConv2d  # on use: it takes seconds to import
+
         self.convolution = DeformConv2d(embed_dim, embed_dim, 3, stride=stride, padding=1)
         self.norm = nn.GroupNorm(num_groups, embed_dim)
 
@@ -70,6 +71,8 @@ class DeformableBranch(nn.Module):
 
         Where an offset is NaN, so is the result.
         """
+        from torchvision.ops import deform_conv2d
+
         layer = self.convolution
         unknown = offset.isnan()  # at such places the operator would read, and crash, anywhere in memory
         mask = mask.masked_fill(unknown.unflatten(1, (_TAPS, 2)).any(2), torch.nan)

@@ -13,7 +13,6 @@ from grounding_dino.structures import Targets
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -96,6 +95,8 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: a cost is NaN or infinite.
         """
+        from scipy.optimize import linear_sum_assignment  # on use: training alone needs it
+
         counts = [len(t) for t in targets]
         stages, _, num_queries, _ = pred_logits.shape
         matched = sum(min(count, num_queries) for count in counts)

@@ -34,8 +34,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 NUM_EXTRA_LEVELS = 2  # of the pyramid, beyond the backbone's maps
 
@@ -94,6 +92,9 @@ class GLIP(PromptedDetector):
         Raises:
             ValueError: it asks for what GLIP has not, or for maps that the backbone does not give.
         """
+        from torchvision.ops import FeaturePyramidNetwork  # on use: it takes seconds to import
+        from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
         check_options(cfg)
         backbone = backbone_of(cfg)
         head, text, dim = cfg.MODEL.DENSE_HEAD, cfg.MODEL.TEXT_ENCODER, cfg.MODEL.EMBED_DIM

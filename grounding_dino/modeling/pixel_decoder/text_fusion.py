@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from grounding_dino.layers.bi_attention import BiAttention
-from grounding_dino.layers.blocks import FeedForward, MultiheadAttention
+from grounding_dino.layers.blocks import FeedForward, MultiheadAttention, StochasticDepth
 from grounding_dino.layers.position_encoding import sine_embedding
 from grounding_dino.structures import TextFeatures
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 
 class TextFusionLayer(nn.Module):
@@ -36,10 +35,10 @@ class TextFusionLayer(nn.Module):
         self.attention = BiAttention(embed_dim, text_dim, attention_dim, num_heads, dropout)
         self.gamma_image = nn.Parameter(torch.full((embed_dim,), init_scale))
         self.gamma_text = nn.Parameter(torch.full((text_dim,), init_scale))
-        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
+        self.drop_path = StochasticDepth(drop_path) if drop_path else nn.Identity()
 
     def forward(
-        self, image: Tensor, text: Tensor, image_padding_mask: Tensor | None, text_padding_mask: Tensor
+        self, image: Tensor, text: Tensor, image_padding_mask: Tensor | None, text_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`image` (B, S, C) and `text` (B, T, C) -> both, each informed by the other."""
         image, text = self.norm_image(image), self.norm_text(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchvision.ops import boxes as box_ops
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -14,4 +13,6 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     if boxes.shape[-1] != 4:
         raise ValueError(f"batched_nms takes boxes of shape (N, 4), got {tuple(boxes.shape)}")
-    return box_ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    from torchvision.ops import batched_nms as grouped_nms  # on use: it takes seconds to import
+
+    return grouped_nms(boxes.float(), scores, idxs, iou_threshold)

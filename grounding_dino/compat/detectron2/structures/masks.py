@@ -9,7 +9,6 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from .boxes import Boxes
 
@@ -103,6 +102,8 @@ class BitMasks:
         indices = torch.arange(len(boxes), device=self.device, dtype=boxes.dtype)[:, None]
         rois = torch.cat((indices, boxes.to(self.device)), dim=1)  # (N, 5)
         masks = self.tensor[:, None].to(torch.float32)
+        from torchvision.ops import roi_align  # on use: it takes seconds to import
+
         resized = roi_align(masks, rois.float(), (mask_size, mask_size), 1.0, sampling_ratio=0, aligned=True)
         return resized.squeeze(1) >= 0.5
 
