@@ -39,6 +39,10 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def __hash__(self) -> int:
+        """Of what tells prompts apart already: caches look them up for every picture."""
+        return hash((self.caption, self.input_ids))
+
 
 @dataclass(frozen=True)
 class TokenizedText:
@@ -48,6 +52,7 @@ class TokenizedText:
     padding_mask: Tensor  # (B, T) bool, True on padding
     attention_mask: Tensor  # (B, T, T) bool, True where attention is allowed
     position_ids: Tensor  # (B, T) int64, counted from 0 inside each phrase
+    has_padding: bool = True  # as in FeaturePyramid
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,12 @@ class TextFeatures:
     padding_mask: Tensor
     attention_mask: Tensor
     position_ids: Tensor
+    has_padding: bool = True  # as in FeaturePyramid
+
+    @property
+    def keys_padding_mask(self) -> Tensor | None:
+        """The padding mask for attention to this text; None without padding, where every key counts."""
+        return self.padding_mask if self.has_padding else None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
         starts[row, : len(prompt)], ends[row, : len(prompt)] = torch.tensor(prompt.attention_ranges).T
     columns = torch.arange(longest)
     attention_mask = (columns >= starts[..., None]) & (columns < ends[..., None])  # (B, T, T)
-    return TokenizedText(input_ids, padding_mask, attention_mask, position_ids)
+    has_padding = any(len(prompt) < longest for prompt in prompts)
+    return TokenizedText(input_ids, padding_mask, attention_mask, position_ids, has_padding)
 
 
 def positive_map(prompt: Prompt, num_tokens: int) -> Tensor:

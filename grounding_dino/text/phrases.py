@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Sequence
 
 from grounding_dino.structures import Prompt
@@ -32,6 +33,18 @@ def category_scores(pred_logits: Tensor, prompt: Prompt, token_score: str = "mea
     scores = pred_logits[..., : len(prompt)].float().sigmoid()
     if token_score == "max":
         return _best_token_scores(scores, prompt)
+    rows, source = _token_weights(prompt, scores.device)
+    with torch.autocast(scores.device.type, enabled=False):  # which would round the scores, and tie them
+        means = scores @ rows.T
+    return means if source is None else means[..., source]
+
+
+@functools.lru_cache(maxsize=256)
+def _token_weights(prompt: Prompt, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The share of each token (T) in each category's score (K, T), and whose score each has; None: its own.
+
+    Kept, since a prompt is mostly that of the picture before; there a GPU would wait for the copy.
+    """
     rows = torch.zeros(len(prompt.token_spans), len(prompt))
     first: dict[tuple[int, ...], int] = {}
     source = []
@@ -40,8 +53,9 @@ def category_scores(pred_logits: Tensor, prompt: Prompt, token_score: str = "mea
         source.append(first.setdefault(tuple(prompt.input_ids[column] for column in columns), row))
         if columns:
             rows[row, columns] = 1 / len(columns)
-    with torch.autocast(scores.device.type, enabled=False):  # which would round the scores, and tie them
-        return (scores @ rows.T.to(scores.device))[..., source]
+    with torch.inference_mode(False):  # or they could be used in that mode alone
+        repeats = len(first) < len(source)
+        return rows.to(device, copy=True), torch.tensor(source, device=device) if repeats else None
 
 
 def _best_token_scores(scores: Tensor, prompt: Prompt) -> Tensor:

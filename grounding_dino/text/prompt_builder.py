@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from grounding_dino.structures import Prompt
@@ -54,15 +55,33 @@ class PromptBuilder:
         return name_fault(name, self.tokenizer, self.max_tokens, self.sub_sentence)
 
     def of_categories(self, names: Sequence[str], names_per_prompt: int = 0) -> list[Prompt]:
-        """As :func:`build_category_prompts`."""
-        return build_category_prompts(names, self.tokenizer, self.max_tokens, names_per_prompt, self.sub_sentence)
+        """As :func:`build_category_prompts`; of the last lists of names the prompts are kept."""
+        options = (self.tokenizer, self.max_tokens, names_per_prompt, self.sub_sentence)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            return build_category_prompts(names, *options)  # which says what is wrong
+        return list(_kept_category_prompts(tuple(names), *options))
 
     def of_caption(
         self, caption: str, phrases: Sequence[CharacterSpan | Sequence[CharacterSpan]] | None = None
     ) -> Prompt:
-        """As :func:`build_caption_prompt`."""
+        """As :func:`build_caption_prompt`; of the last captions without phrases the prompts are kept."""
+        if phrases is None and isinstance(caption, str):
+            return _kept_caption_prompt(caption, self.tokenizer, self.max_tokens, self.sub_sentence)
         return build_caption_prompt(caption, self.tokenizer, self.max_tokens, phrases, self.sub_sentence)
 
     def caption_length(self, caption: str) -> int:
         """Tokens of a caption before it is cut to `max_tokens`."""
         return len(self.tokenizer.encode(preprocess_caption(caption, self.sub_sentence)))
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_category_prompts(
+    names: tuple[str, ...], tokenizer: WordPieceTokenizer, max_tokens: int, names_per_prompt: int, sub_sentence: bool
+) -> tuple[Prompt, ...]:
+    """A folder of pictures, or a data set, is asked for the same names again and again."""
+    return tuple(build_category_prompts(names, tokenizer, max_tokens, names_per_prompt, sub_sentence))
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_caption_prompt(caption: str, tokenizer: WordPieceTokenizer, max_tokens: int, sub_sentence: bool) -> Prompt:
+    return build_caption_prompt(caption, tokenizer, max_tokens, None, sub_sentence)

@@ -13,6 +13,7 @@ from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class BertEncoder(nn.Module):
             self.projection = nn.Linear(bert.config.hidden_size, embed_dim)
             nn.init.xavier_uniform_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
-        self._cache = FeatureCache(cache_size)
+        self._cache: FeatureCache[TextFeatures] = FeatureCache(cache_size)
         if freeze:
             self.bert.requires_grad_(False)
         elif activation_checkpointing:
@@ -183,10 +184,13 @@ class BertEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[Prompt]) -> TextFeatures:
         """Features (B, T, C) of `prompts`, padded to the longest, on this module's device."""
-        text = self._to_device(collate_prompts(prompts))
         use_cache = not self.training and not torch.is_grad_enabled() and self._cache.size > 0
-        embeddings = self._cached(prompts, text) if use_cache else self.projection(self.encode(text))
-        return TextFeatures(embeddings, text.padding_mask, text.attention_mask, text.position_ids)
+        return self._cached(prompts) if use_cache and prompts else self._computed(prompts)
+
+    def _computed(self, prompts: Sequence[Prompt]) -> TextFeatures:
+        text = self._to_device(collate_prompts(prompts))
+        embeddings = self.projection(self.encode(text))
+        return TextFeatures(embeddings, text.padding_mask, text.attention_mask, text.position_ids, text.has_padding)
 
     def encode(self, text: TokenizedText) -> Tensor:
         """BERT's last hidden state (B, T, hidden size) of a batch on this module's device."""
@@ -198,30 +202,37 @@ class BertEncoder(nn.Module):
                 token_type_ids=torch.zeros_like(text.input_ids),
             ).last_hidden_state
 
-    def _cached(self, prompts: Sequence[Prompt], text: TokenizedText) -> Tensor:
-        """Like `projection(encode(text))`, but each prompt, and the padding, is computed once."""
-        longest = text.input_ids.shape[1]
-        needed = {_key(prompt): prompt for prompt in (*prompts, PADDING)}
+    def _cached(self, prompts: Sequence[Prompt]) -> TextFeatures:
+        """Like `_computed`, but each prompt, and the padding, is computed once, and its masks stay on the device."""
+        needed = {_key(prompt): prompt for prompt in prompts}
+        if len({len(prompt) for prompt in prompts}) > 1:
+            needed[_key(PADDING)] = PADDING
         state = self._state()
         rows = {key: row for key in needed if (row := self._cache.get((state, key))) is not None}
         absent = [key for key in needed if key not in rows]
         if absent:
-            computed = self.projection(self.encode(self._to_device(collate_prompts([needed[key] for key in absent]))))
-            for key, features in zip(absent, computed, strict=True):
-                rows[key] = features[: len(needed[key])].clone()  # a view would keep the whole batch alive
+            computed = self._computed([needed[key] for key in absent])
+            for index, key in enumerate(absent):
+                rows[key] = _row(computed, index, len(needed[key]))
                 self._cache.put((state, key), rows[key])
-        padding = rows[_key(PADDING)]  # (1, C)
-        batch = [rows[_key(prompt)] for prompt in prompts]
-        return torch.stack([torch.cat([row, padding.expand(longest - len(row), -1)]) for row in batch])
+        return _batch([rows[_key(prompt)] for prompt in prompts], rows.get(_key(PADDING)))
 
     def _state(self) -> tuple[object, ...]:
-        """What cached features depend on besides the prompt: weights, device, precision."""
-        versions = 0
-        addresses = []
-        for parameter in self.parameters():
-            versions += 0 if parameter.is_inference() else parameter._version
-            addresses.append((parameter.data_ptr(), parameter.dtype))
-        return versions, hash(tuple(addresses)), str(self.device), self._compute_dtype()
+        """What cached features depend on besides the prompt: weights, device, precision.
+
+        Asked for every picture, hence the plain walk: `parameters()` takes three times as long.
+        """
+        found: list[tuple[int, int, torch.dtype]] = []
+        modules: list[nn.Module | None] = [self]
+        for module in modules:  # which grows as it is gone through
+            if module is None:
+                continue
+            for weight in module._parameters.values():
+                if weight is not None:
+                    version = 0 if weight.is_inference() else weight._version
+                    found.append((weight.data_ptr(), version, weight.dtype))
+            modules.extend(module._modules.values())
+        return hash(tuple(found)), str(self.device), self._compute_dtype()
 
     def _compute_dtype(self) -> torch.dtype:
         device_type = self.device.type
@@ -235,11 +246,65 @@ class BertEncoder(nn.Module):
             padding_mask=text.padding_mask.to(self.device),
             attention_mask=text.attention_mask.to(self.device),
             position_ids=text.position_ids.to(self.device),
+            has_padding=text.has_padding,
         )
 
 
 def _key(prompt: Prompt) -> tuple[object, ...]:
     return prompt.input_ids, prompt.position_ids, prompt.attention_ranges
+
+
+def _row(batch: TextFeatures, index: int, length: int) -> TextFeatures:
+    """A batch of one of a batch's prompts without padding. Copied: a view would keep the whole batch alive.
+
+    The copies are usable with gradients too, where inference mode made the batch.
+    """
+    row, part = slice(index, index + 1), slice(length)
+    with torch.inference_mode(False):
+        return TextFeatures(
+            embeddings=batch.embeddings[row, part].clone(),
+            padding_mask=batch.padding_mask[row, part].clone(),
+            attention_mask=batch.attention_mask[row, part, part].clone(),
+            position_ids=batch.position_ids[row, part].clone(),
+            has_padding=False,
+        )
+
+
+def _batch(rows: Sequence[TextFeatures], padding: TextFeatures | None) -> TextFeatures:
+    """One batch of batches of one; `padding` is what a padded column has, if lengths differ."""
+    first, longest = rows[0], max(row.embeddings.shape[1] for row in rows)
+    if len(rows) == 1:
+        return first
+    if all(row is first for row in rows):  # pictures of one prompt
+        parts = (first.embeddings, first.padding_mask, first.attention_mask, first.position_ids)
+        return TextFeatures(
+            *(part.expand(len(rows), *part.shape[1:]).contiguous() for part in parts), has_padding=False
+        )
+    if padding is not None:
+        rows = [_padded(row, padding, longest - row.embeddings.shape[1]) for row in rows]
+    return TextFeatures(
+        embeddings=torch.cat([row.embeddings for row in rows]),
+        padding_mask=torch.cat([row.padding_mask for row in rows]),
+        attention_mask=torch.cat([row.attention_mask for row in rows]),
+        position_ids=torch.cat([row.position_ids for row in rows]),
+        has_padding=padding is not None,
+    )
+
+
+def _padded(row: TextFeatures, padding: TextFeatures, count: int) -> TextFeatures:
+    """A batch of one with `count` more columns, each of which attends to itself alone, as `collate_prompts` has it."""
+    if count == 0:
+        return row
+    length = row.embeddings.shape[1]
+    attention_mask = F.pad(row.attention_mask, (0, count, 0, count))
+    attention_mask[:, length:, length:] = torch.eye(count, dtype=torch.bool, device=attention_mask.device)
+    return TextFeatures(
+        embeddings=torch.cat([row.embeddings, padding.embeddings.expand(-1, count, -1)], dim=1),
+        padding_mask=F.pad(row.padding_mask, (0, count), value=True),
+        attention_mask=attention_mask,
+        position_ids=F.pad(row.position_ids, (0, count)),
+        has_padding=True,
+    )
 
 
 def _bert_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:

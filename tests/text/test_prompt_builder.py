@@ -245,3 +245,27 @@ def test_a_builder_from_a_config(tmp_path: Path) -> None:
     options.VOCABULARY, options.MAX_TOKENS, options.SUB_SENTENCE_ON = str(vocabulary), 5, False
     builder = PromptBuilder.from_config(cfg)
     assert [prompt.input_ids for prompt in builder.of_categories(["cat"] * 3)] == [(2, 5, 4, 5, 3), (2, 5, 3)]
+
+
+# ---------------------------------------------------------------------------------------------- asked once more
+
+
+def test_the_last_prompts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a", "name", "nobody", "else", "asks", "for"]
+    first, chunks, caption = GLIP.of_categories(names), GLIP.of_categories(names, 2), GLIP.of_caption("nobody asks")
+    monkeypatch.setattr(type(TOKENIZER), "encode", None)  # calling it would fail
+    assert GLIP.of_categories(tuple(names))[0] is first[0] and GLIP.of_caption("nobody asks") is caption
+    assert [one is other for one, other in zip(GLIP.of_categories(names, 2), chunks, strict=True)] == [True] * 3
+    first.clear()
+    assert len(GLIP.of_categories(names)) == 1  # the list is the caller's own
+    assert PromptBuilder().of_categories(names) != GLIP.of_categories(names)
+
+
+@pytest.mark.parametrize("names", ["cat", ["cat", 3], ["cat", ["dog"]], [b"cat"]])
+def test_what_is_no_list_of_names_is_refused_every_time(names: object) -> None:
+    for _ in range(2):
+        with pytest.raises(TypeError, match="categories must be a list of names|category . must be a string"):
+            GLIP.of_categories(names)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the list of categories is empty"):
+            GLIP.of_categories([])

@@ -211,10 +211,10 @@ def test_both_styles_of_the_same_tokens_are_two_entries(glip_encoder):
     assert written.input_ids == sentence.input_ids
     count = Count(glip_encoder)
     first = [glip_encoder([prompt]).embeddings for prompt in (written, sentence)]
-    assert not torch.allclose(*first) and count.rows == [2, 1]  # the first with the padding
+    assert not torch.allclose(*first) and count.rows == [1, 1]
     for prompt, features in zip((written, sentence), first, strict=True):
         assert torch.equal(glip_encoder([prompt]).embeddings, features)
-    assert count.rows == [2, 1]
+    assert count.rows == [1, 1]
 
 
 @pytest.mark.slow
@@ -254,12 +254,42 @@ def test_equal_prompts_of_a_batch_are_encoded_once(encoder, prompts):
     features = encoder(prompts * 2)
     assert torch.equal(features.embeddings[:2], features.embeddings[2:])
     assert count.rows == [3]
+    encoder.clear_cache()
+    for features in (encoder(prompts[:1] * 3), encoder(prompts[:1] * 2)):  # as pictures with one list of names have it
+        assert torch.equal(features.embeddings[0], features.embeddings[1])
+        assert features.attention_mask.shape[1] == len(prompts[0]) and not features.padding_mask.any()
+    assert count.rows == [3, 1]  # and no padding
 
 
 @torch.no_grad()
-def test_cached_and_direct_features_agree_on_padding_too(encoder, prompts):
-    direct = encoder.projection(encoder.encode(collate_prompts(prompts)))
-    torch.testing.assert_close(encoder(prompts).embeddings, direct, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("rows", [[0], [0, 1], [1, 0, 1], [1, 1], [0, 2, 1]])
+def test_cached_and_direct_features_agree_on_padding_too(encoder, prompts, rows):
+    (as_long,) = build_category_prompts(["cat", "traffic light", "antidisestablishmentarianism"], encoder.tokenizer)
+    assert len(as_long) == len(prompts[0]) > len(prompts[1])
+    chosen = [[*prompts, as_long][row] for row in rows]
+    text = collate_prompts(chosen)
+    direct = encoder.projection(encoder.encode(text))
+    for _ in range(2):
+        features = encoder(chosen)
+        torch.testing.assert_close(features.embeddings, direct, atol=1e-5, rtol=0)
+        assert torch.equal(features.padding_mask, text.padding_mask)
+        assert torch.equal(features.attention_mask, text.attention_mask)
+        assert torch.equal(features.position_ids, text.position_ids)
+        assert features.has_padding == text.has_padding == text.padding_mask.any()
+
+
+@torch.no_grad()
+def test_a_second_picture_makes_no_tensors_of_a_prompt(encoder, prompts, monkeypatch):
+    first = encoder(prompts)
+    monkeypatch.setattr("grounding_dino.text.text_encoder.collate_prompts", None)  # calling it would fail
+    assert torch.equal(encoder(prompts).attention_mask, first.attention_mask)
+
+
+@torch.no_grad()
+def test_a_replaced_layer_is_noticed(encoder, prompts):
+    before = encoder(prompts).embeddings
+    encoder.bert.encoder.layer[1] = copy.deepcopy(encoder.bert.encoder.layer[0])
+    assert not torch.allclose(before, encoder(prompts).embeddings)
 
 
 def test_same_tokens_in_other_segments_are_another_entry(encoder):

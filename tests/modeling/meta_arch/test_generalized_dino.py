@@ -116,6 +116,20 @@ def test_same_prompt_runs_bert_once(tiny_model: nn.Module, picture: MakePicture)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("text", [{"categories": ["cat", "red dog", "cat"]}, {"caption": "a cat beside a dog"}])
+def test_a_second_picture_does_no_work_on_its_text(
+    tiny_model: nn.Module, picture: MakePicture, monkeypatch: pytest.MonkeyPatch, text: dict[str, Any]
+) -> None:
+    first = tiny_model([picture(40, 40, seed=1, **text)])[0]["instances"]
+    monkeypatch.setattr("grounding_dino.text.tokenizer.WordPieceTokenizer.encode", None)  # calling it would fail
+    monkeypatch.setattr("grounding_dino.text.text_encoder.collate_prompts", None)
+    bert = Calls(tiny_model.text_encoder.bert)
+    tiny_model([picture(48, 40, seed=2, **text)] * 2)
+    again = tiny_model([picture(40, 40, seed=1, **text)])[0]["instances"]
+    assert bert.count == 0 and torch.equal(first.scores, again.scores)
+
+
+@torch.no_grad()
 def test_no_pictures_no_detections(tiny_model: nn.Module) -> None:
     assert tiny_model([]) == []
 
