@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 # What a picture was asked for, with what was found: each of its prompts.
-Found = Sequence[tuple[Prompt, DensePredictions]]
+Found = Iterable[tuple[Prompt, DensePredictions]]
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ class DenseDetections:
         A detection's `query_indices` is its place, the same for all prompts.
 
         Args:
-            found: predictions without a batch axis for each prompt.
+            found: predictions without a batch axis for each prompt; asked for one after the other, and not kept.
             anchors: of each level (A_l, 4) cxcywh in pixels.
             image_size: (h, w) of the picture as the model saw it, without padding.
 
         Raises:
             FloatingPointError: the predictions are not finite.
         """
-        _check_finite(found)
         size = (int(inputs.get("height", image_size[0])), int(inputs.get("width", image_size[1])))
         if "categories" not in inputs:
-            prompt, predictions = found[0]
+            prompt, predictions = next(iter(found))
+            _check_finite(predictions)
             if inputs.get("phrases"):
                 return {"instances": self._of_phrases(prompt, predictions, anchors, image_size, size)}
             return {"instances": self._of_caption(predictions, anchors, image_size, size)}
@@ -91,6 +91,7 @@ class DenseDetections:
         token_score = inputs.get("token_score", "mean") if referring else "mean"
         parts, classes = [], []
         for prompt, predictions in found:
+            _check_finite(predictions)
             scores = self._scores(predictions, prompt, token_score)
             # expressions are each answered by their best box, however low it scores
             kept = self.suppress(self.candidates(scores, predictions, anchors, image_size, 0.0 if referring else None))
@@ -100,7 +101,7 @@ class DenseDetections:
         joint = _joined(parts)
         order = joint.scores.sort(descending=True, stable=True).indices
         instances = _instances(joint[order], torch.cat(classes)[order], image_size, size)
-        if referring or len(found) == 1:
+        if referring or len(parts) == 1:
             return {"instances": instances}
         return {"instances": instances[: self.detections_per_image], "candidates": instances}
 
@@ -217,10 +218,10 @@ def _instances(
     return instances
 
 
-def _check_finite(found: Found) -> None:
+def _check_finite(predictions: DensePredictions) -> None:
     """NaN would pass no threshold and end as a picture without objects."""
-    checks = [part.isfinite().all() for _, p in found for part in (*p.box_deltas, *p.centerness)]
-    checks += [~logits.isnan().any() for _, p in found for logits in p.token_logits]
+    checks = [part.isfinite().all() for part in (*predictions.box_deltas, *predictions.centerness)]
+    checks += [~logits.isnan().any() for logits in predictions.token_logits]
     if not torch.stack(checks).all():  # asked once, since each answer waits for a GPU
         raise FloatingPointError(
             "the model predicts scores or boxes that are NaN or infinite; look for such values in its weights "

@@ -42,7 +42,7 @@ class DyHeadBlock(nn.Module):
         assert self.fusion is not None
         sizes = [m.shape[-2:] for m in maps]
         image = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, C)
-        image, tokens = self.fusion(image, tokens, None, text.padding_mask)
+        image, tokens = self.fusion(image, tokens, None, text.keys_padding_mask)
         levels = image.transpose(1, 2).split([h * w for h, w in sizes], dim=2)
         return [level.unflatten(2, tuple(size)) for level, size in zip(levels, sizes)], tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
@@ -20,6 +20,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, ResNet, build_backbone
 from torch import Tensor, nn
+
+PROMPTS_PER_GPU_BATCH = 4  # a CPU gains nothing from batches, and its memory grows with them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,25 @@ class PictureFormat:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptLimits:
+    """How much text a model sees at once at inference.
+
+    Attributes:
+        categories: names in a prompt at most; 0 lists as many as fit.
+        prompts: pairs of a picture and a prompt that run as one batch, though one prompt of every picture at least; 0
+            takes as many as the device gains from.
+    """
+
+    categories: int = 0
+    prompts: int = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PromptLimits:
+        """Read TEST."""
+        return cls(cfg.TEST.CATEGORIES_PER_PROMPT, cfg.TEST.PROMPTS_PER_BATCH)
+
+
 class PromptedDetector(nn.Module):
     """A backbone, what can be found, and the way of pictures, prompts and ground truth into the model."""
 
@@ -62,9 +83,9 @@ class PromptedDetector(nn.Module):
         text_encoder: nn.Module | None,
         classes: FixedClasses | None,
         pictures: PictureFormat,
-        categories_per_prompt: int = 0,
+        limits: PromptLimits = PromptLimits(),
     ) -> None:
-        """Either `text_encoder` or `classes` says what can be found; `categories_per_prompt` 0 lists as many as fit.
+        """Either `text_encoder` or `classes` says what can be found.
 
         Raises:
             ValueError: both, or neither.
@@ -75,7 +96,8 @@ class PromptedDetector(nn.Module):
         self.backbone = backbone
         self.text_encoder = text_encoder
         self.classes = classes
-        self.categories_per_prompt = categories_per_prompt
+        self.categories_per_prompt = limits.categories
+        self.prompts_per_batch = limits.prompts
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pictures.mean, pictures.std))
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
@@ -141,6 +163,17 @@ class PromptedDetector(nn.Module):
     def encode_text(self, prompts: Sequence[Prompt | FixedClasses]) -> TextFeatures | None:
         """Features of one prompt a picture; None for fixed classes."""
         return None if self.text_encoder is None else self.text_encoder(prompts)
+
+    def prompt_batches(
+        self, prompts: Sequence[Sequence[Prompt | FixedClasses]]
+    ) -> Iterator[tuple[list[int], list[Prompt | FixedClasses]]]:
+        """The pictures and prompts of one batch after the other, picture by picture; see :class:`PromptLimits`."""
+        at_once = self.prompts_per_batch or (PROMPTS_PER_GPU_BATCH if self.device.type != "cpu" else 1)
+        size = max(at_once, len(prompts))
+        pairs = [(picture, prompt) for picture, asked in enumerate(prompts) for prompt in asked]
+        for start in range(0, len(pairs), size):
+            batch = pairs[start : start + size]
+            yield [picture for picture, _ in batch], [prompt for _, prompt in batch]
 
     def target_of(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from grounding_dino.modeling.losses.criterion import SetCriterion
 from grounding_dino.modeling.mask_results import MaskResults
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
+    PromptLimits,
     PromptedDetector,
     backbone_of,
     groups_of_equal_size,
@@ -43,12 +43,12 @@ class InferenceOptions:
 
     Attributes:
         detections_per_image: best (query, category) pairs kept; of every prompt, and of all prompts together.
-        categories_per_prompt: names in a prompt at most; 0 lists as many as fit.
+        limits: see :class:`PromptLimits`.
         masks: what a model with masks gives; None for boxes alone.
     """
 
     detections_per_image: int = 300
-    categories_per_prompt: int = 0
+    limits: PromptLimits = PromptLimits()
     masks: MaskResults | None = None
 
 
@@ -79,7 +79,7 @@ class GeneralizedDINO(PromptedDetector):
             text_encoder=text_encoder,
             classes=classes,
             pictures=pictures,
-            categories_per_prompt=inference.categories_per_prompt,
+            limits=inference.limits,
         )
         self.in_features = list(in_features)
         self.input_projection = input_projection
@@ -110,7 +110,7 @@ class GeneralizedDINO(PromptedDetector):
             "pictures": PictureFormat.from_config(cfg, padding_counts=not cfg.MODEL.PADDING_MASK_ON),
             "inference": InferenceOptions(
                 detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-                categories_per_prompt=cfg.TEST.CATEGORIES_PER_PROMPT,
+                limits=PromptLimits.from_config(cfg),
                 masks=MaskResults.from_config(cfg) if cfg.MODEL.MASK_ON else None,
             ),
         }
@@ -170,9 +170,7 @@ class GeneralizedDINO(PromptedDetector):
     ) -> list[list[tuple[Prompt | FixedClasses, Predictions]]]:
         """For each picture its prompts with what was found; the backbone's work is shared by all prompts."""
         found: list[list[tuple[Prompt | FixedClasses, Predictions]]] = [[] for _ in prompts]
-        for row in itertools.zip_longest(*prompts):
-            pictures = [i for i, prompt in enumerate(row) if prompt is not None]
-            chosen = [row[i] for i in pictures]
+        for pictures, chosen in self.prompt_batches(prompts):
             output = self.detect(features.select(pictures), chosen)
             for j, i in enumerate(pictures):
                 of_picture = _of_picture(output.layers[-1], j, features.frames[i])

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grounding_dino.modeling.dense_head.anchors import place_anchors
@@ -18,6 +18,7 @@ from grounding_dino.modeling.dense_head.token_head import TokenHead
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
+    PromptLimits,
     PromptedDetector,
     backbone_of,
     groups_of_equal_size,
@@ -36,6 +37,9 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 NUM_EXTRA_LEVELS = 2  # of the pyramid, beyond the backbone's maps
+
+# The index of a picture, one of its prompts, and what was found, without a batch axis.
+Found = tuple[int, Prompt, DensePredictions]
 
 
 @META_ARCH_REGISTRY.register()
@@ -57,7 +61,7 @@ class GLIP(PromptedDetector):
         criterion: DenseCriterion,
         detections: DenseDetections,
         pictures: PictureFormat,
-        categories_per_prompt: int = 0,
+        limits: PromptLimits = PromptLimits(),
     ) -> None:
         """
         Args:
@@ -73,7 +77,7 @@ class GLIP(PromptedDetector):
             text_encoder=text_encoder,
             classes=None,
             pictures=pictures,
-            categories_per_prompt=categories_per_prompt,
+            limits=limits,
         )
         self.in_features = list(in_features)
         self.pyramid = pyramid
@@ -112,7 +116,7 @@ class GLIP(PromptedDetector):
             "criterion": DenseCriterion(cfg),
             "detections": DenseDetections.from_config(cfg),
             "pictures": PictureFormat.from_config(cfg, padding_counts=True),
-            "categories_per_prompt": cfg.TEST.CATEGORIES_PER_PROMPT,
+            "limits": PromptLimits.from_config(cfg),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -125,21 +129,24 @@ class GLIP(PromptedDetector):
         prompts = [self.text_prompts_of(inputs) for inputs in batched_inputs]
         if self.training:
             return self.losses(images, [p[0] for p in prompts], batched_inputs)
-        predictions = self.predict(images, prompts)
-        return [
-            self.detections.of_picture(found, self.anchors(found[0][1]), inputs, size_of(image))
-            for found, inputs, image in zip(predictions, batched_inputs, images)
-        ]
+        results: dict[int, Any] = {}
+        for i, found in itertools.groupby(self.predict(images, prompts), key=lambda item: item[0]):
+            results[i] = self._detections(found, batched_inputs[i], size_of(images[i]))
+        return [results[i] for i in range(len(images))]
+
+    def _detections(self, found: Iterator[Found], inputs: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        """Of one picture. A prompt's logits for all places are gone before the next batch of prompts comes."""
+        first = next(found)
+        pairs = ((prompt, predictions) for _, prompt, predictions in itertools.chain([first], found))
+        return self.detections.of_picture(pairs, self.anchors(first[2]), inputs, size)
 
     def extract_features(self, batch: Tensor) -> list[Tensor]:
         """The levels' maps (B, C, h, w), finest first, of pictures (B, 3, H, W)."""
         maps = self.backbone(batch)
         return list(self.pyramid(OrderedDict((name, maps[name]) for name in self.in_features)).values())
 
-    def predict(
-        self, images: Sequence[Tensor], prompts: Sequence[Sequence[Prompt]]
-    ) -> list[list[tuple[Prompt, DensePredictions]]]:
-        """For each picture its prompts with what was found, without a batch axis.
+    def predict(self, images: Sequence[Tensor], prompts: Sequence[Sequence[Prompt]]) -> Iterator[Found]:
+        """What was found of each prompt, picture by picture, though not in their order; see :class:`PromptLimits`.
 
         Padding is not masked, so pictures meet only those of their own padded size; the maps are shared by all prompts.
         """
@@ -147,16 +154,12 @@ class GLIP(PromptedDetector):
             images = list(ImageList.from_tensors(list(images), self.divisibility).tensor)
         images = [padded_to_multiple(image, self.divisibility) for image in images]
         self._warn_of_other_prompts(prompts)
-        found: list[list[tuple[Prompt, DensePredictions]]] = [[] for _ in prompts]
         for members in groups_of_equal_size(images):
             maps = self.extract_features(torch.stack([images[i] for i in members]))
-            for row in itertools.zip_longest(*(prompts[i] for i in members)):
-                rows = [j for j, prompt in enumerate(row) if prompt is not None]
-                chosen = [row[j] for j in rows]
-                output = self.detect([m[rows] for m in maps] if len(rows) < len(members) else maps, chosen)
-                for k, j in enumerate(rows):
-                    found[members[j]].append((chosen[k], output.of_picture(k)))
-        return found
+            for rows, chosen in self.prompt_batches([prompts[i] for i in members]):
+                output = self.detect(maps if rows == list(range(len(members))) else [m[rows] for m in maps], chosen)
+                for k, (row, prompt) in enumerate(zip(rows, chosen)):
+                    yield members[row], prompt, output.of_picture(k)
 
     def detect(self, maps: Sequence[Tensor], prompts: Sequence[Prompt]) -> DensePredictions:
         """One prompt a picture through tower and head."""

@@ -69,7 +69,7 @@ class EncoderLayer(nn.Module):
         levels, `position` (B, S, C) and `reference_points` (B, S, L, 2) the place of each image token.
         """
         if self.fusion is not None and text is not None:
-            tokens, text_tokens = self.fusion(tokens, text_tokens, padding_mask, text.padding_mask)
+            tokens, text_tokens = self.fusion(tokens, text_tokens, padding_mask, text.keys_padding_mask)
         if self.text_layer is not None and text is not None:
             text_tokens = self.text_layer(text_tokens, text.attention_mask, text_position)
         return self.image_layer(tokens, position, reference_points, memory, padding_mask), text_tokens

@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
         attended = self.self_attention(query, query, queries, attention_mask)
         queries = self.norm_self(queries + self.dropout(attended))
         if self.text_attention is not None and self.norm_text is not None and text is not None:
-            mask = key_mask(text.padding_mask)
+            mask = None if text.keys_padding_mask is None else key_mask(text.keys_padding_mask)
             attended = self.text_attention(queries + position, text.embeddings, text.embeddings, mask)
             queries = self.norm_text(queries + self.dropout(attended))
         attended = self.cross_attention(

@@ -41,7 +41,7 @@ class TokenContrast(nn.Module):
             logits = logits * self.log_scale.exp()
         if self.bias is not None:
             logits = logits + self.bias
-        return logits.masked_fill(text.padding_mask[:, None], -math.inf)
+        return logits.masked_fill(text.padding_mask[:, None], -math.inf) if text.has_padding else logits
 
 
 class LinearClassifier(nn.Linear):
