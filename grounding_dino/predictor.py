@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
-from grounding_dino.pictures import IMAGE_FORMATS, RgbArray, to_rgb
+from grounding_dino.pictures import PicturePreparation, to_rgb
 from grounding_dino.structures import InstanceList
 from grounding_dino.text.phrases import best_words, decode_phrases
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.structures import Instances
 from torch import nn
 
@@ -55,17 +54,12 @@ class GroundingPredictor:
         """
         Args:
             model: called with Detectron2's list of dicts.
-            min_size: length in pixels of the shorter side that the model sees; 0 leaves pictures as they are.
-            max_size: upper bound of the longer side.
-            input_format: order of channels that the model expects, "RGB" or "BGR".
+            min_size, max_size, input_format: of :class:`PicturePreparation`.
             weights: where the model's weights come from, for messages.
         """
-        if input_format not in IMAGE_FORMATS:
-            raise ValueError(f"unknown INPUT.FORMAT {input_format!r}; choose from {list(IMAGE_FORMATS)}")
+        self.prepare = PicturePreparation(min_size, max_size, input_format)
         self.model = model.eval()
-        self.input_format = input_format
         self.weights = weights
-        self.resize = ResizeShortestEdge([min_size, min_size], max_size)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -125,22 +119,41 @@ class GroundingPredictor:
             TypeError, ValueError, FileNotFoundError: with a sentence that names the offending picture, text or value;
                 ValueError also where the model answers with NaN.
         """
+        single = _is_single(images)
+        pictures = [to_rgb(image, image_format) for image in ([images] if single else images)]
+        prepared = [self.prepare(picture) for picture in pictures]
+        results = self.detect(prepared, categories, caption, box_threshold, text_threshold, best_label_only)
+        return results[0] if single else results
+
+    @torch.no_grad()
+    def detect(
+        self,
+        prepared: Sequence[dict[str, Any]],
+        categories: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        caption: str | Sequence[str] | None = None,
+        box_threshold: float = BOX_THRESHOLD,
+        text_threshold: float = TEXT_THRESHOLD,
+        best_label_only: bool = True,
+    ) -> list[Any]:
+        """As a call, in pictures that `prepare` made inputs of, here or in another process; always a list."""
         for name, value in (("box_threshold", box_threshold), ("text_threshold", text_threshold)):
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{name} must be a number in [0, 1], such as 0.3, not {value!r}")
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
-        single = _is_single(images)
-        pictures = [to_rgb(image, image_format) for image in ([images] if single else images)]
-        prompts = self._prompts(categories, caption, len(pictures))
-        if not pictures:
+        prompts = self._prompts(categories, caption, len(prepared))
+        if not prepared:
             return []
-        inputs = [{**self.prepare(picture), **prompt} for picture, prompt in zip(pictures, prompts)]
-        results = [
+        inputs = [{**self._moved(picture), **prompt} for picture, prompt in zip(prepared, prompts)]
+        return [
             self._result(answer, prompt, box_threshold, text_threshold, best_label_only)
             for answer, prompt in zip(self._answers(inputs), prompts)
         ]
-        return results[0] if single else results
+
+    def _moved(self, prepared: dict[str, Any]) -> dict[str, Any]:
+        """The input where the model is; as bytes, a quarter of floats, and not waited for if in pinned memory."""
+        device = getattr(self.model, "device", torch.device("cpu"))
+        return {**prepared, "image": prepared["image"].to(device, non_blocking=True)}
 
     def check_prompt(
         self,
@@ -179,17 +192,6 @@ class GroundingPredictor:
         if not all(answer["instances"].scores.isfinite().all() for answer in answers if "instances" in answer):
             raise ValueError(describe_non_finite(self.model, self.weights))
         return answers
-
-    def prepare(self, picture: RgbArray) -> dict[str, Any]:
-        """The model's input for an RGB picture (H, W, 3): resized, as a tensor, with the size to answer in."""
-        height, width = picture.shape[:2]
-        image = picture if self.input_format == "RGB" else picture[..., ::-1]
-        transform = self.resize.get_transform(image)
-        if isinstance(transform, ResizeTransform):  # rounding may take the last pixel of a very thin picture
-            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
-        resized = transform.apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
 
     def _result(
         self,

@@ -27,6 +27,11 @@ def count(text: str) -> int:
     return value
 
 
+def count_or_none(text: str) -> int:
+    """A whole number from 0 on."""
+    return 0 if text == "0" else count(text)
+
+
 def picture_size(text: str) -> tuple[int, int]:
     """Height and width in pixels, written 800x1333."""
     height, _, width = text.partition("x")

@@ -8,12 +8,10 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import count, share
-from grounding_dino.cli.result_records import result_records, result_text
+from grounding_dino.cli.arguments import count, count_or_none, share
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 
 EPILOG = """\
 examples:
@@ -33,7 +33,7 @@ examples:
 DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
 segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
 Without --config-file and --weights the small model that comes with the package is used.
-The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage."""
+The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage, 130 after Ctrl-C."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,23 +89,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", metavar="FILE", help="write detections, segments and semantic classes, with masks, to this file"
     )
-    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures run at once (default: 1)")
+    parser.add_argument(
+        "--batch-size", type=count, default=1, metavar="N", help="pictures or frames run at once (default: 1)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=count_or_none,
+        metavar="N",
+        help="processes that read and draw pictures while the model runs; 0: none (default: by the device)",
+    )
     return parser
-
-
-@dataclass
-class Report:
-    """What became of each picture, in order."""
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, path: str, found: dict[str, Any]) -> None:
-        self.records.append({"file_name": path, **found})
-
-    def fail(self, path: str, reason: str, found: dict[str, Any] | None = None) -> None:
-        self.records.append({"file_name": path, **(found or {}), "error": reason})
-        self.failures.append((path, reason))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from grounding_dino.cli.video import run_video
 
         return run_video(predictor, args.video_input, prompt, args)
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted; what was finished is kept", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, TypeError, OSError, KeyError) as error:
         logger.debug("the demo stopped", exc_info=True)
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -258,87 +254,14 @@ def run_pictures(
     args: argparse.Namespace,
 ) -> int:
     """Detect in all pictures; those that fail are reported at the end. Returns the exit code."""
-    from tqdm import tqdm
+    from grounding_dino.cli.picture_run import PictureRun
 
-    report = Report()
+    options = {**prompt, "box_threshold": args.confidence_threshold, "text_threshold": args.text_threshold}
+    run = PictureRun(predictor, jobs, options, args.batch_size, args.workers, masks=bool(args.json))
     try:
-        with tqdm(total=len(jobs), unit="picture", disable=len(jobs) < 2) as bar:
-            for start in range(0, len(jobs), args.batch_size):
-                batch = jobs[start : start + args.batch_size]
-                run_batch(predictor, batch, prompt, args, report)
-                bar.update(len(batch))
+        report = run()
     finally:  # also when stopped by Ctrl-C
         if args.json:
-            write_json(args.json, report.records)
-    if report.failures:
-        print(f"{len(report.failures)} of {len(jobs)} pictures failed:", file=sys.stderr)
-        for path, reason in report.failures:
-            print(f"  {path}: {reason}", file=sys.stderr)
+            write_json(args.json, run.report.records)
+    report.print_failures(len(jobs))
     return 1 if report.failures else 0
-
-
-def run_batch(
-    predictor: GroundingPredictor,
-    batch: list[tuple[str, Path | None]],
-    prompt: dict[str, Any],
-    args: argparse.Namespace,
-    report: Report,
-) -> None:
-    """Read, detect, print and draw a few pictures."""
-    from grounding_dino.pictures import read_picture
-
-    from tqdm import tqdm
-
-    pictures = {}
-    for path, _ in batch:
-        try:
-            pictures[path] = read_picture(path)
-        except (ValueError, OSError) as error:
-            report.fail(path, str(error))
-    options = {**prompt, "box_threshold": args.confidence_threshold, "text_threshold": args.text_threshold}
-    found = detect(predictor, pictures, options, report)
-    for path, target in batch:
-        if path not in found:
-            continue
-        height, width = pictures[path].shape[:2]
-        records = result_records(found[path], masks=bool(args.json))
-        tqdm.write(result_text(path, records, (height, width)), file=sys.stdout)  # above the progress bar
-        kept = {"width": width, "height": height, **records}
-        if target is not None:
-            try:
-                draw_to(target, pictures[path], found[path])
-            except OSError as error:
-                report.fail(path, f"its drawing {str(target)!r} cannot be written: {error}", kept)
-                continue
-        report.add(path, kept)
-
-
-def detect(
-    predictor: GroundingPredictor, pictures: dict[str, Any], options: dict[str, Any], report: Report
-) -> dict[str, Any]:
-    """The results by path; where a batch fails, its pictures are tried one by one, and the culprits reported."""
-    try:
-        return dict(zip(pictures, predictor(list(pictures.values()), image_format="RGB", **options)))
-    except Exception as error:  # whatever one picture does to the model, the others are to be done
-        logger.debug("%s failed", ", ".join(pictures), exc_info=True)
-        if len(pictures) == 1:
-            report.fail(next(iter(pictures)), str(error) or type(error).__name__)
-            return {}
-    found: dict[str, Any] = {}
-    for path, picture in pictures.items():
-        found |= detect(predictor, {path: picture}, options, report)
-    return found
-
-
-def draw_to(target: Path, picture: Any, found: Any) -> None:
-    """Write the picture with what was found; formats that Pillow cannot write become .png."""
-    from grounding_dino.visualization import draw_results
-
-    from PIL import Image
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    drawn = Image.fromarray(draw_results(picture, found))
-    try:
-        drawn.save(target, quality=95)
-    except (KeyError, ValueError):
-        drawn.save(target.with_suffix(".png"))
