@@ -278,7 +278,8 @@ def check_test_sets(cfg: CfgNode) -> None:
         ValueError: one cannot be evaluated on, TEST.PRECISION is unknown, or a number of TEST cannot be.
     """
     _evaluation_precision(cfg)
-    lowest = {"DETECTIONS_PER_IMAGE": 1, "MAX_DETECTIONS": 1, "CATEGORIES_PER_PROMPT": 0, "DESCRIPTIONS_PER_PROMPT": 0}
+    lowest = {"DETECTIONS_PER_IMAGE": 1, "MAX_DETECTIONS": 1}
+    lowest |= dict.fromkeys(("CATEGORIES_PER_PROMPT", "DESCRIPTIONS_PER_PROMPT", "PROMPTS_PER_BATCH"), 0)
     for key, least in lowest.items():
         if cfg.TEST[key] < least:
             raise ValueError(f"TEST.{key} is {cfg.TEST[key]}; give {least} or more")

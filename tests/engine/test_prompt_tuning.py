@@ -72,7 +72,8 @@ def scores(model: nn.Module, *names: str) -> Tensor:
     inputs = {**picture(), "categories": list(names) or NAMES}
     with torch.no_grad():
         found = model.predict(model.preprocess_image([inputs]), [model.text_prompts_of(inputs)])  # type: ignore[operator]
-    return torch.cat(list(found[0][0][1].token_logits))
+        _, _, predictions = next(found)
+    return torch.cat(list(predictions.token_logits))
 
 
 # ------------------------------------------------------------------------------------------------- what is trained

@@ -250,6 +250,7 @@ def test_the_best_checkpoint_is_kept_and_outlives_an_interruption(
         (("TEST.DETECTIONS_PER_IMAGE", 0), "TEST.DETECTIONS_PER_IMAGE is 0; give 1 or more"),
         (("TEST.MAX_DETECTIONS", 0), "TEST.MAX_DETECTIONS is 0; give 1 or more"),
         (("TEST.DESCRIPTIONS_PER_PROMPT", -1), "TEST.DESCRIPTIONS_PER_PROMPT is -1; give 0 or more"),
+        (("TEST.PROMPTS_PER_BATCH", -1), "TEST.PROMPTS_PER_BATCH is -1; give 0 or more"),
         (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD is 0; give a number of iterations"),
         (("TEST.PRECISION", "int8"), "unknown TEST.PRECISION 'int8'; choose from"),
         (("TEST.PRECISE_BN.ENABLED", True), "TEST.PRECISE_BN.ENABLED is True, which this trainer does not support"),

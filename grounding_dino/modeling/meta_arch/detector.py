@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.fixed_classes import FixedClasses
@@ -20,6 +20,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, ResNet, build_backbone
 from torch import Tensor, nn
+
+Asked = TypeVar("Asked", Prompt, Prompt | FixedClasses)
 
 PROMPTS_PER_GPU_BATCH = 4  # a CPU gains nothing from batches, and its memory grows with them
 
@@ -164,9 +166,7 @@ class PromptedDetector(nn.Module):
         """Features of one prompt a picture; None for fixed classes."""
         return None if self.text_encoder is None else self.text_encoder(prompts)
 
-    def prompt_batches(
-        self, prompts: Sequence[Sequence[Prompt | FixedClasses]]
-    ) -> Iterator[tuple[list[int], list[Prompt | FixedClasses]]]:
+    def prompt_batches(self, prompts: Sequence[Sequence[Asked]]) -> Iterator[tuple[list[int], list[Asked]]]:
         """The pictures and prompts of one batch after the other, picture by picture; see :class:`PromptLimits`."""
         at_once = self.prompts_per_batch or (PROMPTS_PER_GPU_BATCH if self.device.type != "cpu" else 1)
         size = max(at_once, len(prompts))

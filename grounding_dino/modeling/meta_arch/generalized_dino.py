@@ -13,8 +13,8 @@ from grounding_dino.modeling.losses.criterion import SetCriterion
 from grounding_dino.modeling.mask_results import MaskResults
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
-    PromptLimits,
     PromptedDetector,
+    PromptLimits,
     backbone_of,
     groups_of_equal_size,
     padded_to_multiple,

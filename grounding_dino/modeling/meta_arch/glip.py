@@ -18,8 +18,8 @@ from grounding_dino.modeling.dense_head.token_head import TokenHead
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.meta_arch.detector import (
     PictureFormat,
-    PromptLimits,
     PromptedDetector,
+    PromptLimits,
     backbone_of,
     groups_of_equal_size,
     padded_to_multiple,
@@ -61,7 +61,7 @@ class GLIP(PromptedDetector):
         criterion: DenseCriterion,
         detections: DenseDetections,
         pictures: PictureFormat,
-        limits: PromptLimits = PromptLimits(),
+        limits: PromptLimits,
     ) -> None:
         """
         Args:

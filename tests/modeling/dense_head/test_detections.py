@@ -347,7 +347,7 @@ def test_predictions_that_are_no_numbers_are_refused(part: str, value: float) ->
 
 
 def test_whether_all_is_finite_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all levels and prompts: on a GPU each answer waits for everything that is under way."""
+    """Of all levels of a prompt: on a GPU each answer waits for everything that is under way."""
     found, asked, to_bool = found_for(CATEGORIES, names_per_prompt=1), [], Tensor.__bool__
 
     def counted(tensor: Tensor) -> bool:
@@ -356,8 +356,9 @@ def test_whether_all_is_finite_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "__bool__", counted)
-        detections._check_finite(found)
-    assert len(found) == 3 and len(asked) == 1
+        for _, predictions in found:
+            detections._check_finite(predictions)
+    assert len(found) == len(asked) == 3
 
 
 def test_configuration(tiny_glip_cfg: CfgNode) -> None:

@@ -7,6 +7,7 @@ which others stand beside it. By how much for GLIP-T is measured at the end, wit
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -72,7 +73,7 @@ def test_chunks_equal_their_prompts_run_alone_and_merged_before_suppression(
         glip.categories_per_prompt = at_once
         for start in range(0, len(NAMES), at_once):
             (prompt,) = glip.text_prompts_of({"categories": NAMES[start : start + at_once]})
-            (((_, predictions),),) = glip.predict(glip.preprocess_image([picture]), [[prompt]])
+            ((_, _, predictions),) = glip.predict(glip.preprocess_image([picture]), [[prompt]])
             scores = glip.detections._scores(predictions, prompt)
             found = glip.detections.candidates(scores, predictions, glip.anchors(predictions), IMAGE)
             joined.append(dataclasses.replace(found, classes=found.classes + start))
@@ -120,6 +121,40 @@ def test_lists_of_different_lengths_in_one_batch(glip: GLIP, picture: dict[str, 
         answers = glip([{**picture, "categories": names} for names in lists])
     for names, answer in zip(lists, answers):
         assert_same(answer["instances"], ask(glip, picture, names, 3)["instances"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompts_per_batch", [2, 3, 100])
+def test_chunks_as_a_batch_equal_chunks_alone(glip: GLIP, picture: dict[str, Any], prompts_per_batch: int) -> None:
+    """Pictures of two padded sizes, with lists of different lengths."""
+    lists = [NAMES, NAMES[:2], NAMES[2:]]
+    wide = {**picture, "image": picture["image"].repeat(1, 1, 2)}
+    inputs = [{**one, "categories": names} for one, names in zip((picture, wide, picture), lists)]
+    rows: list[int] = []
+    glip.tower.register_forward_pre_hook(lambda _, args: rows.append(len(args[0][0])))
+    alone = [ask(glip, one, one["categories"], 2)["instances"] for one in inputs]
+    assert rows == [1] * (4 + 1 + 3)
+    rows.clear()
+    glip.prompts_per_batch = prompts_per_batch
+    for one, answer in zip(alone, glip(inputs), strict=True):
+        assert_same(one, answer["instances"])
+    assert rows == {2: [2, 2, 2, 1, 1], 3: [3, 3, 1, 1], 100: [7, 1]}[prompts_per_batch]
+
+
+@torch.no_grad()
+def test_only_one_batch_of_prompts_is_kept(glip: GLIP, picture: dict[str, Any]) -> None:
+    """31 prompts' logits of all places would take half a gigabyte."""
+    kept: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def note(_module: Any, _args: Any, output: Any) -> None:
+        nonlocal most
+        most = max(most, sum(one() is not None for one in kept))
+        kept.append(weakref.ref(output.token_logits[0]))
+
+    glip.head.register_forward_hook(note)
+    ask(glip, picture, NAMES, 1)
+    assert len(kept) == len(NAMES) and most <= 2  # the first prompt's, and the last's
 
 
 def coco_names() -> list[str]:
@@ -183,8 +218,8 @@ def test_how_much_chunks_change_scores(recipe_weights: Any, fill: ModuleType) ->
 
     def scores(at_once: int) -> Tensor:
         """(places of all levels, 80)."""
-        (found,) = model.predict(images, [model.text_encoder.prompts.of_categories(names, at_once)])
-        parts = [[category_scores(level, prompt) for level in p.token_logits] for prompt, p in found]
+        found = model.predict(images, [model.text_encoder.prompts.of_categories(names, at_once)])
+        parts = [[category_scores(level, prompt) for level in p.token_logits] for _, prompt, p in found]
         return torch.cat([torch.cat(part) for part in parts], dim=1)
 
     whole = scores(0)
