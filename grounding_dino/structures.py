@@ -80,6 +80,7 @@ class FeaturePyramid:
     has_padding: bool = True  # False: the host knows that no mask has a True, without waiting for the device
     mask_map: Tensor | None = None  # (B, C, H/4, W/4): the backbone's map of stride 4, projected for mask features
     frames: tuple[tuple[int, int], ...] = ()  # (h, w) pixels that each picture's boxes and masks are relative to
+    fewest_tokens: int = 0  # what a picture has at least of unpadded tokens, as far as the host knows without waiting
 
     def select(self, pictures: list[int]) -> FeaturePyramid:
         """The pyramid of some of the batch's pictures (repeats allowed), in that order."""
@@ -88,7 +89,7 @@ class FeaturePyramid:
         maps, masks = ([level[pictures] for level in levels] for levels in (self.maps, self.padding_masks))
         mask_map = None if self.mask_map is None else self.mask_map[pictures]
         frames = tuple(self.frames[i] for i in pictures if self.frames)
-        return FeaturePyramid(maps, masks, self.has_padding, mask_map, frames)
+        return FeaturePyramid(maps, masks, self.has_padding, mask_map, frames, self.fewest_tokens)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Memory:
     mask_features: Tensor | None = None  # (B, C, H/4, W/4)
     mask_ratios: Tensor | None = None  # (B, 2) w h: unpadded share of the mask features
     has_padding: bool = True  # as in FeaturePyramid
+    fewest_tokens: int = 0  # as in FeaturePyramid
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class DenoisingBatch:
     # (D + Q, D + Q) bool, True where attention is allowed
     target_index: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
     # (B, D) int64: which target (counted through the batch) a positive slot rebuilds; -1 on negative and unused slots
+    positives: Tensor = field(repr=False, default_factory=lambda: torch.empty(3, 0, dtype=torch.int64))
+    # (3, num_positives) int64: picture, slot and target of each positive, picture by picture, slots in order
     num_positives: int = 0  # of the batch: kept targets x groups
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -103,8 +102,3 @@ class MultiheadAttention(nn.Module):
 def key_mask(padding_mask: Tensor) -> Tensor:
     """(B, T) padding mask -> (B, 1, 1, T) attention mask: every query may attend to every key that is not padding."""
     return ~padding_mask[:, None, None, :]
-
-
-def any_true(mask: Tensor) -> bool:
-    """Whether a mask has a True entry; waits for the device, so it is for what the host cannot know."""
-    return bool(torch.any(mask))

@@ -193,6 +193,7 @@ def flatten_levels(features: FeaturePyramid) -> Memory:
         level_start_index=sizes.cumsum(0) - sizes,
         valid_ratios=torch.stack([_valid_ratio(m) for m in features.padding_masks], dim=1),
         has_padding=features.has_padding,
+        fewest_tokens=features.fewest_tokens,
     )
 
 

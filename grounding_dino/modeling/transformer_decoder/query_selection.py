@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from grounding_dino.layers.blocks import MLP, any_true
+from grounding_dino.layers.blocks import MLP
 from grounding_dino.layers.box_ops import boxes_of_masks, inverse_sigmoid
 from grounding_dino.modeling.pixel_decoder.deformable_encoder import cell_centres
 from grounding_dino.modeling.transformer_decoder.decoder import DINODecoder
@@ -136,14 +136,14 @@ class QuerySelection(nn.Module):
     def select(self, scores: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         """Indices (B, Q) of the best tokens, and which of them are padding (None if none can be).
 
-        A picture with fewer tokens than queries gets fewer queries; in a batch its surplus is marked as padding.
+        A picture with fewer tokens than queries gets fewer queries; in a batch its surplus is marked as padding. The
+        host does not wait to see whether there is any.
         """
         num_queries = min(self.num_queries, scores.shape[1])
         if self.training or self.padding_selectable or not memory.has_padding:
             return scores.topk(num_queries, dim=1).indices, None
         indices = scores.masked_fill(memory.padding_mask, -math.inf).topk(num_queries, dim=1).indices
-        padding_mask = memory.padding_mask.gather(1, indices)
-        return indices, padding_mask if any_true(padding_mask) else None
+        return indices, None if memory.fewest_tokens >= num_queries else memory.padding_mask.gather(1, indices)
 
 
 class LearnedQueries(nn.Module):

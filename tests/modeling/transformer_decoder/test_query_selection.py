@@ -28,7 +28,8 @@ def decoder(tiny_cfg: CfgNode) -> DINODecoder:
 
 
 def row(text: TextFeatures, i: int) -> TextFeatures:
-    return TextFeatures(*(getattr(text, f.name)[i : i + 1] for f in dataclasses.fields(text)))
+    parts = (getattr(text, field.name) for field in dataclasses.fields(text))
+    return TextFeatures(*(part[i : i + 1] if isinstance(part, torch.Tensor) else part for part in parts))
 
 
 def test_proposals(memory: Memory) -> None:
