@@ -60,6 +60,11 @@ def parse_color(color: Any) -> Color:
     return values[0], values[1], values[2]
 
 
+def as_uint8(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values of 0..255 in any type as bytes; bytes as they are, without a copy."""
+    return image if image.dtype == np.uint8 else image.clip(0, 255).astype(np.uint8)
+
+
 def to_uint8(color: Color) -> tuple[int, int, int]:
     """RGB floats in [0, 1] -> integers in 0..255."""
     r, g, b = (round(255 * c) for c in color)
@@ -167,11 +172,16 @@ def fill_mask(canvas: Canvas, mask: NDArray[Any], color: Color, alpha: float) ->
     if not len(rows):
         return
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    weight = mask[window][..., None].astype(np.float32) * alpha
-    ground = canvas[window]
-    canvas[window] = np.rint(weight * (255.0 * np.asarray(color, dtype=np.float32)) + (1 - weight) * ground).astype(
-        np.uint8
-    )
+    inside = mask[window]
+    chosen = inside != 0
+    _blend(canvas[window], chosen, inside[chosen].astype(np.float32) * alpha, color)
+
+
+def _blend(canvas: Canvas, chosen: NDArray[np.bool_], weights: NDArray[np.floating[Any]], color: Color) -> None:
+    """Blend a colour into the N chosen pixels of the canvas, with their weights (N,) in [0, 1]."""
+    weight, ink = weights[:, None], 255.0 * np.asarray(color, dtype=np.float32)
+    pixels = np.divmod(np.flatnonzero(chosen), chosen.shape[1])  # faster than a mask for a few of many
+    canvas[pixels] = np.rint(weight * ink + (1 - weight) * canvas[pixels]).astype(np.uint8)
 
 
 def draw_lines(
@@ -194,7 +204,8 @@ def draw_lines(
     fixed = np.rint((points - (x0 + 0.5, y0 + 0.5)) * (1 << _SHIFT)).astype(np.int32)
     for line in _dashes(fixed, 4 * thickness << _SHIFT) if dashed else [fixed]:
         cv2.polylines(ink, [line.reshape(-1, 1, 2)], False, 255, thickness, cv2.LINE_AA, _SHIFT)
-    fill_mask(canvas[y0:y1, x0:x1], ink / np.float32(255.0), color, alpha)
+    chosen = ink != 0  # few of a box's pixels are its outline
+    _blend(canvas[y0:y1, x0:x1], chosen, ink[chosen] / np.float32(255.0) * alpha, color)
 
 
 def _dashes(points: NDArray[np.int32], length: int) -> list[NDArray[np.int32]]:

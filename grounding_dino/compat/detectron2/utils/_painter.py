@@ -33,12 +33,12 @@ class VisImage:
         """Start anew from a picture (H, W, 3) RGB."""
         self.img = img
         self.height, self.width = img.shape[:2]
-        canvas = np.ascontiguousarray(np.asarray(img).clip(0, 255).astype(np.uint8))
+        canvas = np.ascontiguousarray(_drawing.as_uint8(np.asarray(img)))
         if self.scale != 1.0:
             size = (max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale)))
             interpolation = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
             canvas = np.asarray(cv2.resize(canvas, size, interpolation=interpolation), dtype=np.uint8)
-        self.canvas: NDArray[np.uint8] = canvas if canvas is not img else canvas.copy()
+        self.canvas: NDArray[np.uint8] = canvas.copy() if np.may_share_memory(canvas, img) else canvas
 
     def get_image(self) -> NDArray[np.uint8]:
         """The drawn picture, (H * scale, W * scale, 3) RGB uint8."""
@@ -53,7 +53,7 @@ class Painter:
     """Draws single things on one RGB picture; every method returns the `VisImage` it drew on."""
 
     def __init__(self, img_rgb: NDArray[Any], scale: float, font_size_scale: float) -> None:
-        self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
+        self.img = _drawing.as_uint8(np.asarray(img_rgb))
         if self.img.ndim == 2:
             self.img = np.repeat(self.img[..., None], 3, axis=2)
         self.output = VisImage(self.img, scale=scale)
