@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -263,14 +264,16 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
 
         cfg = with_class_count(cfg)
         read_class_names(cfg)
-    model = build(cfg)
     source = str(weights or cfg.MODEL.WEIGHTS)
-    if source:
-        from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+    if not source:
+        return build(cfg).eval()
+    from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
+    from grounding_dino.checkpoint.loaded_model import build_loaded
 
-        # strictly, also where the recipe's training is a warm start
-        checkpointer = GroundingCheckpointer(model, ignore=cfg.MODEL.WEIGHTS_IGNORE)
-        complete_weights(cfg, model, checkpointer.load(source, checkpointables=[]))
+    # strictly, also where the recipe's training is a warm start
+    checkpointer_of = functools.partial(GroundingCheckpointer, ignore=cfg.MODEL.WEIGHTS_IGNORE)
+    model, rest = build_loaded(lambda: build(cfg), checkpointer_of, source)
+    complete_weights(cfg, model, rest)
     return model.eval()
 
 

@@ -59,11 +59,16 @@ class GroundingCheckpointer(DetectionCheckpointer):
         """Load the model from `path` (any origin, URL; nothing if empty) and the checkpointables from a file of ours.
 
         Returns what else the file holds. Raises :class:`CheckpointError` as :func:`load_weights`.
+
+        Where nothing but the model is loaded, the file is mapped into memory, not read: the model's parameters are
+        copies, but tensors of what is returned have to be copied before the file is changed in place.
         """
         if not path:
             logger.info("no checkpoint named: the weights are the initial ones")
             return {}
-        return self._fill(load_checkpoint(local_path(path)), checkpointables, self.ignore, self.warm_start)
+        # an optimizer would keep tensors of the file itself as its state
+        mmap = not (self.checkpointables if checkpointables is None else checkpointables)
+        return self._fill(load_checkpoint(local_path(path), mmap), checkpointables, self.ignore, self.warm_start)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from the last checkpoint of `save_dir` if there is one and `resume`, else load from `path`.
