@@ -143,6 +143,11 @@ def _product(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(get_shape(outputs[0]) or ()) * get_shape(inputs[0])[-1]
 
 
+def _added_product(inputs: list[Any], outputs: list[Any]) -> int:
+    """Something, and the two matrices whose product is added to it."""
+    return _product(inputs[1:], outputs)
+
+
 def _resized_bicubic(inputs: list[Any], outputs: list[Any]) -> int:
     return 16 * math.prod(get_shape(outputs[0]))
 
@@ -155,6 +160,7 @@ _OWN_HANDLES: dict[str, Handle] = {
     "aten::scaled_dot_product_attention": _attention,
     "grounding_dino::ms_deform_attn": _deformable_attention,
     "aten::matmul": _product,
+    "aten::baddbmm": _added_product,
     "torchvision::deform_conv2d": _deformable_convolution,
     "aten::upsample_bicubic2d": _resized_bicubic,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -45,10 +45,10 @@ class ParameterCounts:
     trainable: int
 
 
-def part_of(modules: Iterable[str]) -> str | None:
+def part_of(modules: Iterable[str], rules: Sequence[tuple[str, str]] = RULES) -> str | None:
     """The part that runs while modules of these names do; None outside of all parts."""
     running = [f"{name}." for name in modules]
-    for prefix, part in RULES:
+    for prefix, part in rules:
         if any(name.startswith(f"{prefix}.") for name in running):
             return part
     return None

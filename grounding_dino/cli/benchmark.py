@@ -1,149 +1,95 @@
-"""`tools/benchmark.py`: how fast operators are beside their PyTorch twins, and training steps with each option."""
+"""`tools/benchmark.py`: how fast models, their operators and their training are on this machine, beside others."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from grounding_dino.cli.arguments import count, picture_size
+from grounding_dino.cli.benchmark_inference import OURS, SIDES, THEIRS, Plan, measure_model
+from grounding_dino.cli.benchmark_inputs import DTYPES
+from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure, measure_operator
+from grounding_dino.cli.benchmark_report import machine, operator_table, report, training_report
 from grounding_dino.cli.benchmark_training import (
     OPTIONS,
     default_options,
     load_training_config,
+    measure_against,
     measure_training,
     training_rows,
 )
-from grounding_dino.cli.data_arguments import add_data_arguments
-from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
+from grounding_dino.cli.data_arguments import add_dataset_arguments
+from grounding_dino.ops import kernel_status
 from grounding_dino.tables import format_table
 
 import torch
-from torch import Tensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-STRIDES = (8, 16, 32, 64)  # of the feature levels
-
-
-class Timing(NamedTuple):
-    """Seconds of repeated runs."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    def __str__(self) -> str:
-        return f"{self.median * 1e3:.1f} ms ({self.lowest * 1e3:.1f} to {self.highest * 1e3:.1f})"
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def measure(functions: Sequence[Callable[[], object]], repeats: int) -> list[Timing]:
-    """Times the functions in turn, round after round, so that a busy machine slows them alike; one round warms up."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(repeats + 1):
-        for function, times in zip(functions, seconds, strict=True):
-            _synchronize()
-            start = time.perf_counter()
-            function()
-            _synchronize()
-            if turn:
-                times.append(time.perf_counter() - start)
-    return [Timing(statistics.median(times), min(times), max(times)) for times in seconds]
-
-
-def deformable_attention_inputs(
-    size: tuple[int, int],
-    heads: int = 8,
-    channels: int = 32,
-    points: int = 4,
-    queries: int | None = None,
-    scattered: bool = False,
-    seed: int = 0,
-) -> tuple[Tensor, ...]:
-    """Arguments of `ms_deform_attn` as an encoder layer has them for a picture of `size` (height, width).
-
-    Args:
-        queries: by default one a cell of the four levels, in order; else that many cells, evenly spread.
-        scattered: points anywhere in the picture; else around their query, 3 cells of each level away (one sigma).
-    """
-    shapes = torch.tensor([[-(-size[0] // s), -(-size[1] // s)] for s in STRIDES])
-    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
-    generator = torch.Generator().manual_seed(seed)
-    cells = []
-    for height, width in shapes.tolist():
-        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
-        cells.append(torch.stack([x, y], -1).reshape(-1, 2))
-    centres = torch.cat(cells)
-    value = torch.randn(1, len(centres), heads, channels, generator=generator)
-    if queries is not None:
-        centres = centres[torch.linspace(0, len(centres) - 1, queries).long()]
-    shape = (1, len(centres), heads, len(shapes), points)
-    if scattered:
-        locations = torch.rand(*shape, 2, generator=generator)
-    else:
-        offsets = 3 * torch.randn(*shape, 2, generator=generator) / shapes.flip(1)[:, None]
-        locations = centres[None, :, None, None, None] + offsets
-    weights = torch.randn(*shape[:3], len(shapes) * points, generator=generator).softmax(-1).view(shape)
-    return value, shapes, starts, locations, weights
-
-
-def _runs(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tuple[Callable[[], object], ...]:
-    leaves = [a.clone().requires_grad_(a.is_floating_point()) for a in arguments]
-    with torch.no_grad():
-        gradient = torch.randn_like(function(*arguments))
-
-    def forward() -> None:
-        with torch.no_grad():
-            function(*arguments)
-
-    def both() -> None:
-        torch.autograd.grad(function(*leaves), [leaf for leaf in leaves if leaf.requires_grad], gradient)
-
-    return forward, both
-
-
-def measure_operator(
-    arguments: tuple[Tensor, ...], dtypes: Sequence[str], device: str, repeats: int
-) -> list[dict[str, Any]]:
-    """Times of `ms_deform_attn` and of its twin, one record a dtype and direction; times in seconds."""
-    records = []
-    for name in dtypes:
-        moved = [a.to(device) for a in arguments]
-        moved[0] = moved[0].to(DTYPES[name])
-        runs = zip(_runs(ms_deform_attn_torch, moved), _runs(ms_deform_attn, moved), strict=True)
-        for direction, pair in zip(("forward", "forward+backward"), runs, strict=True):
-            twin, native = measure(pair, repeats)
-            record = {"dtype": name, "direction": direction, "queries": moved[3].shape[1]}
-            ratio = twin.median / native.median
-            records.append({**record, "twin": twin._asdict(), "native": native._asdict(), "speedup": ratio})
-    return records
+EPILOG = """\
+Without --op and --train, models are measured: ours beside the Grounding DINO of `transformers`, with the same random
+weights, pictures and prompts, each side in a process of its own, run by run in turn. Ours is timed from pictures to
+detections, theirs from tensors to logits and boxes. Models that transformers has not are measured alone. Operations
+count two a multiply-add; a share of the ceiling is of this machine's own matrix products in the same precision.
+examples:
+  %(prog)s --config-file swin_t_ogc --size 800x1200 --parts --json times.json
+  %(prog)s --config-file swin_t_ogc --categories 80 --text-cache on --parts --sides ours
+  %(prog)s --config-file swin_t_ogc --categories 1203 --text-cache on --parts --sides ours --dtype bf16
+  %(prog)s --config-file dino/r50_4scale_12ep --config-file mask_dino/coco/r50_instance --size 800x1200
+  %(prog)s --op --queries 1000 5000 20000 80000
+  %(prog)s --train --config-file shapes_tiny --option "bf16 autocast"
+  %(prog)s --train --against transformers --config-file swin_t_ogc --size 256x320 --batch 2 --categories 80"""
+REPEATS, MODEL_REPEATS = 7, 3
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
     what.add_argument("--train", action="store_true", help="measure training steps, plain and with each --option")
     parser.add_argument(
-        "--size", type=picture_size, default=(800, 1200), help="picture, height x width (default 800x1200)"
+        "--config-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a path, or the short name of a packaged config (swin_t_ogc); repeatable where models are measured",
     )
-    parser.add_argument("--queries", type=count, nargs="*", help="numbers of queries (default: one a cell)")
-    parser.add_argument("--scattered", action="store_true", help="points anywhere instead of around their query")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--device", default="cpu", help="of the operators, cpu or cuda; training has MODEL.DEVICE")
-    parser.add_argument("--repeats", type=count, default=7, help="rounds, of which the median is given (default 7)")
-    parser.add_argument("--option", action="append", choices=OPTIONS, help="of training (default: all); repeatable")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
-    add_data_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
+    parser.add_argument(
+        "--size", type=picture_size, default=(800, 1200), metavar="HxW", help="of the pictures (default 800x1200)"
+    )
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"], help="fp32, others by autocast (default both)"
+    )
+    parser.add_argument("--device", help="cpu or cuda (default cpu; --train: MODEL.DEVICE)")
+    parser.add_argument(
+        "--repeats",
+        type=count,
+        help=f"rounds, of which the median is given (default {REPEATS}, models {MODEL_REPEATS})",
+    )
+    models = parser.add_argument_group("models, and training against transformers")
+    models.add_argument("--batch", type=count, default=1, metavar="N", help="pictures at once (default 1)")
+    models.add_argument(
+        "--categories", type=count, default=1, metavar="N", help="names looked for: 1, 80 (COCO's), 1203 (default 1)"
+    )
+    models.add_argument("--sides", nargs="+", choices=SIDES, help="; ".join(f"{k}: {v}" for k, v in SIDES.items()))
+    models.add_argument(
+        "--text-cache", choices=("on", "off"), default="off", help="whether ours keeps text features (default off)"
+    )
+    models.add_argument("--parts", action="store_true", help="also the time and operations of each part")
+    operator = parser.add_argument_group("--op")
+    operator.add_argument("--queries", type=count, nargs="*", help="numbers of queries (default: one a cell)")
+    operator.add_argument("--scattered", action="store_true", help="points anywhere instead of around their query")
+    training = parser.add_argument_group("--train")
+    training.add_argument("--option", action="append", choices=OPTIONS, help="of training (default: all); repeatable")
+    training.add_argument(
+        "--against", choices=("transformers",), help="compare steps on made-up pictures of --size instead of options"
+    )
+    add_dataset_arguments(parser)
     return parser
 
 
@@ -151,40 +97,85 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures what the flags name, prints a table and returns 0."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.op and args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: torch sees no GPU; use --device cpu")
+    _check(parser, args)
     for status in kernel_status():
         print(f"{status.name}: {status.text}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
-    if args.op:
-        records = _operators(args)
-    else:
-        try:
-            cfg = load_training_config(args)
-            records = measure_training(cfg, args.option or default_options(cfg), measure, args.repeats)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        head = ("training", "pictures/s, median (range)", "step", "loading's share")
-        print(format_table(head, training_rows(records)))
+    facts = machine(args.device or "cpu")
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    try:
+        if args.op:
+            result: Any = _operators(args)
+        elif args.train:
+            result = _against(args) if args.against else _training(args)
+        else:
+            result = {"machine": facts, "models": _models(args)}
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a sentence where the flags do not fit each other or the machine."""
+    if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch sees no GPU; use --device cpu")
+    if not (args.op or args.train or args.config_file):
+        parser.error("say what to measure: models by --config-file, --op, or --train")
+    if (args.op or args.train) and len(args.config_file) > 1:
+        parser.error("--config-file: one configuration at a time with --train, and none with --op")
+    if args.against and not (args.train and args.config_file):
+        parser.error("--against is about training: give --train and --config-file as well")
+    if args.sides and OURS not in args.sides:
+        parser.error("--sides: name 'ours' as well, the side that others are compared with")
+    if not (args.op or args.train) and args.dataset:
+        parser.error("--dataset is for --train; models are measured on made-up pictures")
 
 
 def _operators(args: argparse.Namespace) -> list[dict[str, Any]]:
     records = []
     for queries in args.queries or [None]:
         arguments = deformable_attention_inputs(args.size, queries=queries, scattered=args.scattered)
-        records += measure_operator(arguments, args.dtype, args.device, args.repeats)
-    rows = [
-        (
-            f"{r['dtype']} {r['direction']}",
-            str(r["queries"]),
-            str(Timing(**r["twin"])),
-            str(Timing(**r["native"])),
-            f"{r['speedup']:.1f}x",
-        )
-        for r in records
-    ]
-    print(format_table(("deformable attention", "queries", "twin, median (range)", "kernel", "faster"), rows))
+        records += measure_operator(arguments, args.dtype, args.device or "cpu", args.repeats or REPEATS)
+    print(operator_table(records))
+    return records
+
+
+def _training(args: argparse.Namespace) -> list[dict[str, Any]]:
+    args.config_file = (args.config_file or [""])[0]
+    cfg = load_training_config(args)
+    if args.device:
+        cfg.MODEL.DEVICE = args.device
+    clock = functools.partial(measure, device=cfg.MODEL.DEVICE)
+    records = measure_training(cfg, args.option or default_options(cfg), clock, args.repeats or REPEATS)
+    head = ("training", "pictures/s, median (range)", "step", "loading's share")
+    print(format_table(head, training_rows(records)))
+    return records
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    return Plan(
+        size=args.size,
+        batch=args.batch,
+        dtypes=args.dtype,
+        device=args.device or "cpu",
+        categories=args.categories,
+        sides=args.sides or ([OURS, THEIRS] if args.train else [OURS, THEIRS, "tuned"]),
+        text_kept=args.text_cache == "on",
+        with_parts=args.parts,
+        repeats=args.repeats or MODEL_REPEATS,
+    )
+
+
+def _against(args: argparse.Namespace) -> dict[str, Any]:
+    record = measure_against(args.config_file[0], args.opts, _plan(args))
+    print(training_report(record))
+    return record
+
+
+def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
+    records = []
+    for config in args.config_file:
+        records.append(measure_model(config, args.opts, _plan(args)))
+        print(report(records[-1]), flush=True)
     return records

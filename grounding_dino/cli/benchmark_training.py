@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grounding_dino.cli.benchmark_inference import Plan
+from grounding_dino.cli.benchmark_workers import TUNED_ALLOCATOR, Worker, WorkerError
 from grounding_dino.cli.data_arguments import load_data_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+    from torch import nn
 
 Step = Callable[[], object]
 
@@ -79,8 +85,8 @@ def first_batch(cfg: CfgNode) -> tuple[list[dict[str, Any]], float]:
     return batch, (time.perf_counter() - start) / 5
 
 
-def build_step(cfg: CfgNode, batch: list[dict[str, Any]]) -> Step:
-    """A function that makes one optimizer step on `batch` as `cfg` says, of a model with random weights."""
+def build_step(cfg: CfgNode, batch: list[dict[str, Any]]) -> tuple[Step, nn.Module]:
+    """A function that makes one optimizer step on `batch` as `cfg` says, and its model, of random weights."""
     import grounding_dino.modeling  # noqa: F401  (registers the models)
     from grounding_dino.engine.ema import build_average
     from grounding_dino.engine.lora import build_adapters
@@ -106,7 +112,7 @@ def build_step(cfg: CfgNode, batch: list[dict[str, Any]]) -> Step:
         if average is not None:
             average.update()
 
-    return step
+    return step, model
 
 
 def changed(cfg: CfgNode, options: Sequence[Any]) -> CfgNode:
@@ -127,7 +133,7 @@ def measure_training(
     """
     batch, loading = first_batch(cfg)
     sides: dict[str, tuple[Any, ...]] = {PLAIN: (), **{name: OPTIONS[name] for name in names}}
-    steps = [build_step(changed(cfg, options), batch) for options in sides.values()]
+    steps = [build_step(changed(cfg, options), batch)[0] for options in sides.values()]
     timings = measure(steps, repeats)
     return [
         {"option": name, "pictures": len(batch), "step": timing._asdict(), "loading": loading}
@@ -146,3 +152,65 @@ def training_rows(records: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         share = record["loading"] / (record["loading"] + step["median"])
         rows.append((record["option"], speed, f"{step['median'] / plain:.2f}x", f"{share:.1%}"))
     return rows
+
+
+def measure_against(config: str, opts: Sequence[Any], plan: Plan) -> dict[str, Any]:
+    """Steps of our training beside those of `transformers`, a process each, in turn; ready for JSON.
+
+    Ours with the denoising queries that it is configured with, which `transformers` has not, and without them.
+
+    Raises:
+        ValueError: `transformers` cannot train this model, or nobody can.
+    """
+    record: dict[str, Any] = {"config": config, "size": list(plan.size), "batch": plan.batch, "device": plan.device}
+    record |= {"categories": plan.categories, "rows": []}
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        settings = {"config": config, "opts": list(opts), "folder": folder, "size": plan.size}
+        try:
+            with Worker("preparation", {**settings, "categories": plan.categories}) as worker:
+                facts = worker.call("prepare")
+        except WorkerError as error:
+            raise ValueError(f"{config} is not measured: {error}") from error
+        if facts["obstacle"]:
+            raise ValueError(f"{config} cannot be trained by transformers: {facts['obstacle']}")
+        if facts["prompts"] > 1:
+            raise ValueError(
+                f"--categories {plan.categories} take {facts['prompts']} prompts, and training takes one; name fewer"
+            )
+        for dtype in plan.dtypes:  # one after another: every side holds weights, gradients and averages
+            record["rows"] += _rows_against(folder, dtype, plan)
+    return record
+
+
+def _rows_against(folder: str, dtype: str, plan: Plan) -> list[dict[str, Any]]:
+    settings = {"folder": folder, "size": plan.size, "batch": plan.batch, "dtype": dtype}
+    settings |= {"categories": plan.categories, "device": plan.device}
+    sides: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+        "ours, with denoising": ("train ours", {"denoising": True}, {}),
+        "ours, without denoising": ("train ours", {"denoising": False}, {}),
+        "transformers": ("train transformers", {}, {}),
+    }
+    if "tuned" in plan.sides:
+        sides["transformers, allocator tuned"] = ("train transformers", {}, TUNED_ALLOCATOR)
+    workers: dict[str, Worker] = {}
+    failed: list[dict[str, Any]] = []
+    rows = []
+    with contextlib.ExitStack() as stack:
+        for name, (role, options, environment) in sides.items():
+            try:
+                workers[name] = stack.enter_context(Worker(role, {**settings, **options}, environment))
+            except WorkerError as error:
+                failed.append({"side": name, "dtype": dtype, "error": str(error)})
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(plan.repeats):
+            for name, worker in workers.items():
+                seconds[name].append(worker.call("run"))
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        for name, times in seconds.items():
+            row: dict[str, Any] = {"side": name, "dtype": dtype, **workers[name].call("facts")}
+            row["seconds"] = {"median": medians[name], "lowest": min(times), "highest": max(times)}
+            row["memory"] = workers[name].call("memory")
+            if "transformers" in medians:
+                row["faster"] = medians["transformers"] / medians[name]
+            rows.append(row)
+    return rows + failed

@@ -22,6 +22,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file", default="", metavar="FILE", help="a path, or the short name of a packaged config (shapes_tiny)"
     )
+    add_dataset_arguments(parser)
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--dataset` and KEY VALUE pairs alone, for a tool that takes configurations in its own way."""
     parser.add_argument(
         "--dataset",
         action="append",

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from grounding_dino.cli.benchmark import DTYPES, deformable_attention_inputs, measure_operator
+from grounding_dino.cli.benchmark_inputs import DTYPES
+from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure_operator
 from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
 from grounding_dino.tables import format_table
 

@@ -109,7 +109,7 @@ def _config(command: Callable[..., list[str]]) -> CfgNode:
 def _take_steps(name: str, command: Callable[..., list[str]]) -> None:
     cfg = _config(command)
     batch, _ = first_batch(cfg)
-    step = build_step(changed(cfg, OPTIONS[name]), batch)
+    step, _ = build_step(changed(cfg, OPTIONS[name]), batch)
     try:
         step()
         step()
