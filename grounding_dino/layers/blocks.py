@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from grounding_dino.ops.linear import affine, linear
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,24 +19,24 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
+            x = linear(layer, x, "relu")
+        return linear(self.layers[-1], x)
 
 
 class FeedForward(nn.Sequential):
-    """Linear, ReLU (or `activation`), dropout, linear: the position-wise network of a transformer layer.
+    """Linear, `activation` ("relu" or "gelu"), dropout, linear: the position-wise network of a transformer layer.
 
     Its weights are `0` and `2`.
     """
 
-    def __init__(
-        self, embed_dim: int, ffn_dim: int, dropout: float = 0.0, activation: type[nn.Module] = nn.ReLU
-    ) -> None:
-        super().__init__(
-            nn.Linear(embed_dim, ffn_dim),
-            nn.Sequential(activation(), nn.Dropout(dropout)),
-            nn.Linear(ffn_dim, embed_dim),
-        )
+    def __init__(self, embed_dim: int, ffn_dim: int, dropout: float = 0.0, activation: str = "relu") -> None:
+        super().__init__(nn.Linear(embed_dim, ffn_dim), nn.Dropout(dropout), nn.Linear(ffn_dim, embed_dim))
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., embed_dim) -> the same shape."""
+        first, dropout, last = self
+        return linear(last, dropout(linear(first, x, self.activation)))
 
 
 class StochasticDepth(nn.Module):
@@ -90,13 +92,13 @@ class MultiheadAttention(nn.Module):
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, ., C/heads)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return linear(self.out_proj, out.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, first: int, last: int) -> Tensor:
         rows = slice(first * self.embed_dim, last * self.embed_dim)
         if type(self.in_proj) is not nn.Linear:  # an adapter around it, which has no rows of a weight to give
             return self.in_proj(x)[..., rows]
-        return F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
+        return affine(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
 
 
 def key_mask(padding_mask: Tensor) -> Tensor:

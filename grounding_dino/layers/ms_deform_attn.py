@@ -6,6 +6,7 @@ import math
 
 from grounding_dino.layers.box_ops import as_float32_at_least
 from grounding_dino.ops import ms_deform_attn
+from grounding_dino.ops.linear import linear
 
 import torch
 from torch import Tensor, nn
@@ -57,21 +58,29 @@ class MSDeformAttn(nn.Module):
         `query` (B, Q, C); `reference_points` (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh in [0, 1] of each padded level;
         `value` (B, S, C); `padding_mask` (B, S), True where the value does not count.
         """
-        value = self.value_proj(value)
+        value = linear(self.value_proj, value)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, heads, C / heads)
         points = (self.num_heads, self.num_levels, self.num_points)
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        weights = linear(self.attention_weights, query).unflatten(-1, (self.num_heads, -1))
         weights = as_float32_at_least(weights).softmax(-1).unflatten(-1, points[1:])  # (B, Q, heads, L, points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*points, 2))
-        locations = self._sampling_locations(offsets, reference_points, spatial_shapes)
-        return self.output_proj(ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights))
+        offsets = linear(self.sampling_offsets, query).unflatten(-1, (self.num_heads, -1))
+        locations = self._sampling_locations(offsets, reference_points, spatial_shapes).unflatten(-1, (*points[1:], 2))
+        sampled = ms_deform_attn(value, spatial_shapes, level_start_index, locations, weights)
+        return linear(self.output_proj, sampled)
 
     def _sampling_locations(self, offsets: Tensor, reference_points: Tensor, spatial_shapes: Tensor) -> Tensor:
-        reference = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
-        if reference.shape[-1] == 2:  # offsets count cells of their level
-            return reference + offsets / spatial_shapes.flip(-1)[:, None]
-        if reference.shape[-1] == 4:  # offsets count half boxes
-            return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
-        raise ValueError(f"reference points have 2 or 4 coordinates, not {reference.shape[-1]}")
+        """Offsets (B, Q, heads, L * points * 2) and references to locations, in rows as long as those of offsets."""
+        dtype = torch.promote_types(offsets.dtype, reference_points.dtype)
+        if reference_points.shape[-1] == 2:  # offsets count cells of their level
+            size = self._for_points(spatial_shapes.flip(-1).to(dtype))
+            return torch.addcdiv(self._for_points(reference_points)[:, :, None], offsets.to(dtype), size)
+        if reference_points.shape[-1] == 4:  # offsets count half boxes
+            centre, size = (self._for_points(x)[:, :, None] for x in reference_points.split(2, dim=-1))
+            return torch.addcmul(centre, offsets / self.num_points, size, value=0.5)
+        raise ValueError(f"reference points have 2 or 4 coordinates, not {reference_points.shape[-1]}")
+
+    def _for_points(self, x: Tensor) -> Tensor:
+        """(..., L, 2) of each level -> (..., L * points * 2), of each point."""
+        return x[..., None, :].expand(*x.shape[:-1], self.num_points, 2).flatten(-3)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.layers.blocks import StochasticDepth
+from grounding_dino.layers.blocks import FeedForward, StochasticDepth
+from grounding_dino.ops.linear import linear
 
 import torch
 import torch.nn.functional as F
@@ -38,16 +39,15 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
         """`windows` (B x windows, window^2, C); `mask` (windows, window^2, window^2) is added to the scores."""
         n, length, _ = windows.shape
-        q, k, v = self.qkv(windows).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = linear(self.qkv, windows).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(length, length, self.num_heads).permute(2, 0, 1)  # (heads, window^2, window^2)
-        if mask is None:
-            out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype)[None])
-        else:
-            bias = (bias + mask[:, None]).to(q.dtype)  # (windows, heads, window^2, window^2)
-            q, k, v = (x.unflatten(0, (-1, len(mask))) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, bias[None]).flatten(0, 1)
-        return self.projection(out.transpose(1, 2).flatten(2))
+        bias = bias[None]
+        if mask is not None:  # (windows of a picture, heads, window^2, window^2), then of all pictures
+            bias = bias + mask[:, None]
+            bias = bias.expand(n // len(mask), *bias.shape).flatten(0, 1)
+        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))  # 4-D: others have no fast implementation
+        return linear(self.projection, out.transpose(1, 2).flatten(2))
 
 
 def relative_position_index(window_size: int) -> Tensor:
@@ -71,8 +71,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = WindowAttention(dim, num_heads, window_size)
         self.norm2 = nn.LayerNorm(dim)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.mlp = FeedForward(dim, int(dim * mlp_ratio), activation="gelu")
         self.drop_path = StochasticDepth(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -136,7 +135,7 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # order of the checkpoints: (even row, even column), (odd, even), (even, odd), (odd, odd)
         x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
-        return self.reduction(self.norm(x))
+        return linear(self.reduction, self.norm(x))
 
 
 class SwinStage(nn.Module):

@@ -75,7 +75,7 @@ class DyHead(nn.Module):
                 drop_path=fusion.DROP_PATH_RATE,
                 init_scale=fusion.INIT_SCALE,
             )
-            feed_forward = FeedForward(text.HIDDEN_SIZE, text.FFN_DIM, activation=nn.GELU)
+            feed_forward = FeedForward(text.HIDDEN_SIZE, text.FFN_DIM, activation="gelu")
             text_layer = TextLayer(text.HIDDEN_SIZE, text.NUM_HEADS, feed_forward, text.DROPOUT, norm_eps=1e-12)
             return DyHeadBlock(convolution, fusion_layer, text_layer)
 

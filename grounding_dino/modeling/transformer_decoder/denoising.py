@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grounding_dino.layers.box_ops import as_float32_at_least, box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, inverse_sigmoid
+from grounding_dino.layers.transfer import to_device
 from grounding_dino.structures import DenoisingBatch, Targets
 
 import torch
@@ -40,6 +41,7 @@ class _Layout:
     picture: Tensor  # (N,) int64
     position: Tensor  # (N,) int64: place among the kept targets of its picture
     target: Tensor  # (N,) int64: index in the batch's concatenated targets
+    positives: Tensor  # (3, groups x N) int64: picture, slot and target of each positive
 
 
 class DenoisingGenerator(nn.Module):
@@ -131,7 +133,8 @@ class DenoisingGenerator(nn.Module):
         layout = self._layout(targets)
         labels = torch.cat([t.labels for t in targets])[layout.target]
         boxes = as_float32_at_least(torch.cat([t.boxes for t in targets]))[layout.target]
-        self._check_labels(labels)
+        if labels.device.type == "cpu":  # else it would wait for the device; the model checks them on their way there
+            self.check_labels(labels)
         noise = self.draw_noise(layout.num_groups, len(labels), boxes.device)
         groups, width, batch, halves = layout.num_groups, layout.max_targets, len(targets), self.halves
 
@@ -143,15 +146,17 @@ class DenoisingGenerator(nn.Module):
         slot_content[slots] = content.movedim(2, 0)
         slot_references = references.new_full((batch, groups, halves, width, 4), 0.5)
         slot_references[slots] = references.movedim(2, 0)
-        target_index = layout.target.new_full((batch, groups, halves, width), -1)
-        target_index[layout.picture, :, 0, layout.position] = layout.target[:, None]
+        picture, slot, target = layout.positives
+        target_index = target.new_full((batch, groups * halves * width), -1)
+        target_index[picture, slot] = target
         return DenoisingBatch(
             content=slot_content.flatten(1, 3),
             reference_points=slot_references.flatten(1, 3),
             num_groups=groups,
             max_targets=width,
             attention_mask=denoising_attention_mask(groups, halves * width, num_queries, boxes.device),
-            target_index=target_index.flatten(1),
+            target_index=target_index,
+            positives=layout.positives,
             num_positives=groups * len(labels),
         )
 
@@ -181,11 +186,11 @@ class DenoisingGenerator(nn.Module):
         groups = self._groups(width, limit)
         if groups == 0:
             width, picture, position, target = 0, [], [], []
-        device = self.label_embedding.weight.device
-        indices = (
-            torch.tensor(x, dtype=torch.int64).to(device, non_blocking=True) for x in (picture, position, target)
-        )
-        return _Layout(groups, width, *indices)
+        kept_targets = torch.tensor([picture, position, target], dtype=torch.int64)  # (3, N)
+        positives = _positives(kept_targets, groups, self.halves * width)
+        on_device = to_device(torch.cat([kept_targets, positives], dim=1), self.label_embedding.weight.device)
+        kept_targets, positives = on_device.split([kept_targets.shape[1], positives.shape[1]], dim=1)
+        return _Layout(groups, width, *kept_targets, positives)
 
     def _groups(self, width: int, limit: int) -> int:
         if width == 0:
@@ -212,13 +217,27 @@ class DenoisingGenerator(nn.Module):
             moved = (boxes + shift).clamp(min=0, max=1)
         return inverse_sigmoid(moved, eps=self.reference_eps).sigmoid()
 
-    def _check_labels(self, labels: Tensor) -> None:
+    def check_labels(self, labels: Tensor) -> None:
+        """See that every label (N,) has a row in the label embedding.
+
+        Raises:
+            ValueError: one has not.
+        """
         rows = self.label_embedding.num_embeddings
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < rows:
             raise ValueError(
                 f"target labels run from {int(labels.min())} to {int(labels.max())}, but the denoising label embedding "
                 f"has the rows 0 to {rows - 1}; raise MODEL.DENOISING.NUM_LABELS or list fewer categories in a prompt"
             )
+
+
+def _positives(kept_targets: Tensor, num_groups: int, group_size: int) -> Tensor:
+    """From picture, place and index of N targets (3, N) to picture, slot and index (3, groups x N) of the positives."""
+    first = torch.arange(num_groups) * group_size
+    picture, position, target = kept_targets.repeat_interleave(num_groups, dim=1)
+    slot = position + first.repeat(kept_targets.shape[1])
+    order = torch.argsort(picture * (num_groups * group_size) + slot)
+    return torch.stack((picture, slot, target))[:, order]
 
 
 def denoising_attention_mask(num_groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:

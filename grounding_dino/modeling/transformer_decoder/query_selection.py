@@ -11,6 +11,7 @@ from grounding_dino.layers.box_ops import boxes_of_masks, inverse_sigmoid
 from grounding_dino.modeling.pixel_decoder.deformable_encoder import cell_centres
 from grounding_dino.modeling.transformer_decoder.decoder import DINODecoder
 from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head
+from grounding_dino.ops.linear import linear
 from grounding_dino.structures import Memory, Predictions, Queries, TextFeatures
 
 import torch
@@ -107,7 +108,7 @@ class QuerySelection(nn.Module):
     ) -> tuple[Queries, Predictions | None]:
         """Return the decoder's queries, and the encoder's own predictions at the selected tokens."""
         proposals, invalid = token_proposals(memory, self.smallest_proposals)
-        tokens = self.norm(self.projection(memory.features.masked_fill(invalid[..., None], 0.0)))
+        tokens = self.norm(linear(self.projection, memory.features.masked_fill(invalid[..., None], 0.0)))
         logits = (self.class_head or decoder.class_head(0))(tokens, text)  # (B, S, K)
         indices, padding_mask = self.select(logits.amax(-1), memory)
         selected = _gather(tokens, indices)

@@ -123,7 +123,7 @@ def bert_pair() -> tuple[BertLayer, TextLayer]:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=16, num_attention_heads=4, intermediate_size=24, attn_implementation="eager")
     theirs = shaken(BertLayer(config)).eval()
-    ours = TextLayer(16, 4, FeedForward(16, 24, activation=torch.nn.GELU), norm_eps=1e-12).eval()
+    ours = TextLayer(16, 4, FeedForward(16, 24, activation="gelu"), norm_eps=1e-12).eval()
     attention = theirs.attention
     parts = [attention.self.query, attention.self.key, attention.self.value]
     sources = {

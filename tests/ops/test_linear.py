@@ -1,0 +1,70 @@
+"""Linear layers by oneDNN against PyTorch's operators."""
+
+from __future__ import annotations
+
+from grounding_dino.ops.linear import affine, linear
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+
+
+class Called(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        self.names.add(function.name())
+        return function(*arguments, **(options or {}))
+
+
+def example() -> tuple[nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    return nn.Linear(24, 40), torch.randn(2, 7, 24)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_plain_operators(activation: str, bias: bool) -> None:
+    layer, x = example()
+    given = layer.bias if bias else None
+    expected = ACTIVATIONS[activation](F.linear(x, layer.weight, given))
+    with torch.no_grad(), Called() as called:
+        found = affine(x, layer.weight, given, activation)
+        strided = affine(x.transpose(0, 1), layer.weight, given, activation)
+    assert "mkldnn::_linear_pointwise" in called.names
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(strided.transpose(0, 1), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_autocast_computes_in_its_precision() -> None:
+    layer, x = example()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = linear(layer, x, "relu")
+        expected = F.relu(layer(x))
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
+
+
+def test_gradient_and_other_layers_take_the_plain_way() -> None:
+    layer, x = example()
+    with Called() as called:
+        linear(layer, x, "relu").sum().backward()
+        with torch.no_grad():
+            linear(nn.Sequential(layer), x)
+            linear(layer.double(), x.double())
+    assert "mkldnn::_linear_pointwise" not in called.names
+    assert layer.weight.grad is not None
+
+
+def test_no_tokens() -> None:
+    layer, x = example()
+    with torch.no_grad():
+        assert linear(layer, x[:, :0], "gelu").shape == (2, 0, 40)
