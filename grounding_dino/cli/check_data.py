@@ -42,12 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `tools/check_data.py`: 0, 1 where there are errors, or a sentence and exit code 2."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
     from grounding_dino.data.check import check_dataset
     from grounding_dino.data.datasets import register_extra_datasets
     from grounding_dino.data.datasets.groups import expand_groups
 
-    parser = build_parser()
-    args = parser.parse_args(argv)
     try:
         cfg = load_data_config(args)
         register_extra_datasets(cfg.DATASETS.EXTRA)

@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from grounding_dino.data.convert_formats import FORMATS, NAME_MODES
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from grounding_dino.data.convert import FORMATS, NAME_MODES
-
     parser = argparse.ArgumentParser(
         prog="convert_data.py",
         description="Convert annotations between COCO, ODVG (JSON lines), MDETR and referring expressions (refexp). "
@@ -36,10 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from grounding_dino.data.convert import convert
-
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    from grounding_dino.data.convert import convert
+
     if arguments.names is not None and arguments.to_format != "mdetr":
         parser.error(f"--names says what the sentences of MDETR list; {arguments.to_format} has no such sentences")
     try:

@@ -27,9 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
     from grounding_dino.checkpoint.files import CheckpointError
 
-    arguments = build_parser().parse_args(argv)
     try:
         merge(arguments.config_file, arguments.weights, arguments.adapter, arguments.output, arguments.half)
     except (CheckpointError, OSError, ValueError) as error:

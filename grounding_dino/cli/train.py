@@ -295,10 +295,10 @@ def main(argv: Sequence[str] | None = None, run_id: str = "", restarted: bool = 
 
     `run_id` names a run over all its restarts, of which this is one if `restarted`; torchrun says both itself.
     """
-    from grounding_dino.engine.launchers import run_worker, worker_of_environment
-
     parser = build_parser()
     args = parser.parse_args(argv)
+    from grounding_dino.engine.launchers import run_worker, worker_of_environment
+
     try:
         worker = worker_of_environment()
         cfg = load_config(args)

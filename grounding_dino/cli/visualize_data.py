@@ -67,10 +67,10 @@ def write_drawings(cfg: CfgNode, samples: Sequence[dict[str, Any]], folder: Path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `tools/visualize_data.py`; 0, or a sentence and exit code 2."""
-    from grounding_dino.engine.environment import set_up_logging
-
     parser = build_parser()
     args = parser.parse_args(argv)
+    from grounding_dino.engine.environment import set_up_logging
+
     set_up_logging()
     try:
         cfg = load_data_config(args)

@@ -11,13 +11,11 @@ from typing import Any
 
 from grounding_dino.data.convert.sources import SOURCES, Source
 from grounding_dino.data.convert.targets import TARGETS
-from grounding_dino.data.convert.texts import NAME_MODES
+from grounding_dino.data.convert_formats import FORMATS, NAME_MODES
 
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
-
-FORMATS = tuple(SOURCES)
 
 __all__ = ["FORMATS", "NAME_MODES", "Conversion", "convert"]
 

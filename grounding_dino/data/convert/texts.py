@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from grounding_dino.data.convert_formats import NAME_MODES
 from grounding_dino.text.prompt import build_category_prompts, normalised_name
 from grounding_dino.text.tokenizer import build_tokenizer
 
 Record = dict[str, Any]
 Span = tuple[int, int]
-
-NAME_MODES = ("auto", "all", "present")
 
 
 class NameSentences:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.data.convert import FORMATS, convert
-from grounding_dino.data.convert.sources import mdetr_source
+from grounding_dino.data.convert.sources import SOURCES, mdetr_source
+from grounding_dino.data.convert.targets import TARGETS
 from grounding_dino.data.convert.texts import NameSentences
 from grounding_dino.data.datasets import load_mdetr, load_odvg, load_refexp
 from grounding_dino.data.datasets.coco_cleaning import CocoFormatError
@@ -328,3 +329,7 @@ def test_converted_files_are_read_by_the_data_sets(chain, tmp_path, target):
     assert load_mdetr(path, str(tmp_path))
     if target == "odvg":
         assert [len(record["phrases"]) for record in load_odvg(str(tmp_path / "1.jsonl"), str(tmp_path))] == [2, 1, 0]
+
+
+def test_the_formats_of_the_command_line_are_those_that_can_be_read_and_written() -> None:
+    assert set(FORMATS) == set(SOURCES) == set(TARGETS)

@@ -23,7 +23,8 @@ from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 
 from . import hooks
-from ._setup import create_ddp_model, default_argument_parser, default_setup, default_writers
+from ._arguments import default_argument_parser
+from ._setup import create_ddp_model, default_setup, default_writers
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [

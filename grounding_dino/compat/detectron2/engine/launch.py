@@ -1,4 +1,7 @@
-"""Starting a function in several processes, one a GPU (or, without GPUs, as many as asked for)."""
+"""Starting a function in several processes, one a GPU (or, without GPUs, as many as asked for).
+
+Without torch until processes start: the package imports this module, whose function has its name, at once.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,6 @@ import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
-
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-
-from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +57,8 @@ def launch(
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     if num_machines > 1 and dist_url is not None and dist_url.startswith("file://"):
         logger.warning("file:// is no reliable meeting point for several machines; tcp:// is")
+    import torch.multiprocessing as mp
+
     mp.start_processes(
         _distributed_worker,
         nprocs=num_gpus_per_machine,
@@ -79,6 +78,11 @@ def _distributed_worker(
     args: Sequence[Any],
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from detectron2.utils import comm
+
     has_gpu = torch.cuda.is_available()
     if has_gpu and num_gpus_per_machine > torch.cuda.device_count():
         raise ValueError(
