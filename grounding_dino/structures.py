@@ -105,6 +105,7 @@ class Memory:
     mask_ratios: Tensor | None = None  # (B, 2) w h: unpadded share of the mask features
     has_padding: bool = True  # as in FeaturePyramid
     fewest_tokens: int = 0  # as in FeaturePyramid
+    sizes: tuple[tuple[int, int], ...] = ()  # L x (h, w): spatial_shapes as the host knows them
 
 
 @dataclass(frozen=True)

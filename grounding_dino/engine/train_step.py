@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -73,11 +74,15 @@ class TrainStep(SimpleTrainer):
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = whole_scalar(nn.utils.get_total_norm(gradients, self.norm_type))
-        self._check_and_record(losses, norm, batch, data_time)
+        values, norm_value = self._checked(losses, norm, batch)
         if self.clip is not None:
             self.clip(parameters, norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        # recorded, and gathered from other processes, while the device still computes
+        SimpleTrainer.write_metrics(values, data_time, self.iter)
+        if math.isfinite(norm_value):
+            get_event_storage().put_scalar("grad_norm", norm_value)
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradients of a batch up, part by part; its losses, detached."""
@@ -102,16 +107,15 @@ class TrainStep(SimpleTrainer):
                 raise while_computing(error, batch) from error
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
-    def _check_and_record(self, losses: dict[str, Tensor], norm: Tensor, batch: Batch, data_time: float) -> None:
+    def _checked(self, losses: dict[str, Tensor], norm: Tensor, batch: Batch) -> tuple[dict[str, Tensor], float]:
+        """The losses on the host and the gradient's norm, seen to be finite."""
         values = torch.stack([*(loss.float() for loss in losses.values()), norm.float()]).cpu()
-        numbers = dict(zip(losses, values[:-1]))
+        numbers, norm_value = dict(zip(losses, values[:-1])), float(values[-1])
         check_losses({name: float(value) for name, value in numbers.items()}, batch)
         # with loss scaling an overflow is expected now and then: the scaler leaves such a step out
         if not self.grad_scaler.is_enabled():
-            check_gradients(float(values[-1]), self.model, batch)
-        SimpleTrainer.write_metrics(numbers, data_time, self.iter)
-        if torch.isfinite(values[-1]):
-            get_event_storage().put_scalar("grad_norm", float(values[-1]))
+            check_gradients(norm_value, self.model, batch)
+        return numbers, norm_value
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.autocast_dtype is None:

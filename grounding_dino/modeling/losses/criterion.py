@@ -179,8 +179,7 @@ class SetCriterion(nn.Module):
                 "for them; set DecoderOutput.denoising to the first queries of each layer"
             )
         stages = self._stack(output.denoising, suffixes)
-        picture, slot = (denoising.target_index >= 0).nonzero(as_tuple=True)
-        target = denoising.target_index[picture, slot]
+        picture, slot, target = denoising.positives
         matches = Matches(picture, slot.expand(len(suffixes), -1), target.expand(len(suffixes), -1))
         return self._compare(stages, targets, matches, valid, normaliser)
 
@@ -262,7 +261,8 @@ class SetCriterion(nn.Module):
         """Divisors of the matching and of the denoising losses."""
         num_targets = float(sum(len(t) for t in targets))
         num_positives = 0.0 if denoising is None else float(denoising.num_positives)
-        counts = torch.tensor([num_targets, num_positives], device=device)
+        # filled in there: a copy from the host would wait for the device
+        counts = torch.stack([torch.full((), count, device=device) for count in (num_targets, num_positives)])
         num_targets_mean, num_positives_mean = mean_over_processes(counts)
         return num_targets_mean, num_positives_mean
 

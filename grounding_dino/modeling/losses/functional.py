@@ -53,20 +53,18 @@ def sample_masks(masks: Tensor, points: Tensor, rows: Tensor | None = None) -> T
     take gigabytes, and their conversion most of the time of a loss.
     """
     height, width = masks.shape[-2:]
-    place = as_float32_at_least(points) * points.new_tensor([width, height]) - 0.5
-    cell = place.floor()
-    share = place - cell  # of the right and lower neighbours
+    x, y = as_float32_at_least(points).unbind(-1)
+    x, y = x * width - 0.5, y * height - 0.5
+    left, top = x.floor(), y.floor()
+    share_x, share_y = x - left, y - top  # of the right and lower neighbours
     rows = torch.arange(len(masks), device=masks.device) if rows is None else rows
-    total = share.new_zeros(len(rows), points.shape[1])
+    total = share_x.new_zeros(len(rows), points.shape[1])
     cells = masks.flatten(1)
-    for right in (0, 1):
-        for below in (0, 1):
-            x, y = (cell + cell.new_tensor([right, below])).unbind(-1)
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
-            found = cells[rows[:, None], index]
-            weight = (share[..., 0] if right else 1 - share[..., 0]) * (share[..., 1] if below else 1 - share[..., 1])
-            total += found * (weight * inside)
+    for column, weight_x in ((left, 1 - share_x), (left + 1, share_x)):
+        for row, weight_y in ((top, 1 - share_y), (top + 1, share_y)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            total += cells[rows[:, None], index] * (weight_x * weight_y * inside)
     return total
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from grounding_dino.layers.box_ops import as_float32_at_least, box_cxcywh_to_xyxy, generalized_box_iou
+from grounding_dino.layers.transfer import to_device
 from grounding_dino.modeling.losses.mask_losses import MaskCosts, masks_of
 from grounding_dino.structures import Targets
 
@@ -18,6 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 _LOG_EPS = 1e-12  # inside the logarithms of the class cost, as in the published implementations
 _MAX_CHUNK = 2**22  # elements of a cost matrix computed at once: bounds the temporaries of dense pictures
+_MIN_FOR_THREADS = 2**18  # costs (some milliseconds of work) above which threads are started
+_MAX_THREADS = 4  # of each process: several may share a machine, with workers that load pictures
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,6 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: a cost is NaN or infinite.
         """
-        from scipy.optimize import linear_sum_assignment  # on use: training alone needs it
-
         counts = [len(t) for t in targets]
         stages, _, num_queries, _ = pred_logits.shape
         matched = sum(min(count, num_queries) for count in counts)
@@ -105,18 +108,20 @@ class HungarianMatcher(nn.Module):
         picture = np.zeros(matched, dtype=np.int64)
         if matched:
             costs = self.costs(pred_logits, pred_boxes, targets, valid, pred_masks).cpu().numpy()
+            of_pictures = [costs[:, index, :, :count] for index, count in enumerate(counts)]
+            for index, cost in enumerate(of_pictures):
+                _check_finite(cost, index)
+            pairs = _assign([cost[stage] for cost in of_pictures for stage in range(stages)])
             first_target, start = 0, 0
             for index, count in enumerate(counts):
-                cost = costs[:, index, :, :count]
-                _check_finite(cost, index)
                 end = start + min(count, num_queries)
                 picture[start:end] = index
                 for stage in range(stages):
-                    query[stage, start:end], columns = linear_sum_assignment(cost[stage])
+                    query[stage, start:end], columns = pairs[index * stages + stage]
                     target[stage, start:end] = columns + first_target
                 first_target, start = first_target + count, end
-        device = pred_logits.device
-        return Matches(*(torch.from_numpy(x).to(device, non_blocking=True) for x in (picture, query, target)))
+        found = to_device(torch.from_numpy(np.concatenate((picture[None], query, target))), pred_logits.device)
+        return Matches(found[0], *found[1:].chunk(2))
 
     @torch.no_grad()
     def costs(
@@ -179,6 +184,20 @@ def _has_positive_maps(targets: Sequence[Targets]) -> bool:
 
 def _pad(tensors: list[Tensor]) -> Tensor:
     return pad_sequence(tensors, batch_first=True)
+
+
+def _assign(costs: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns of the assignment of least cost in each matrix; in threads where they are large.
+
+    scipy lets go of Python's lock, and a GPU has nothing to do meanwhile.
+    """
+    from scipy.optimize import linear_sum_assignment  # on use: training alone needs it
+
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    if threads == 1 or sum(cost.size for cost in costs) < _MIN_FOR_THREADS:
+        return [linear_sum_assignment(cost) for cost in costs]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(linear_sum_assignment, costs))
 
 
 def _check_finite(cost: np.ndarray, picture: int) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from grounding_dino.layers.transfer import to_device
 from grounding_dino.modeling.backbone.checkpointing import checkpoint_blocks
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.meta_arch.ground_truth import ground_truth, picture_name
@@ -129,7 +130,7 @@ class PromptedDetector(nn.Module):
                     f"the image of {picture_name(inputs)} has the shape {tuple(image.shape)}, but the model takes "
                     f"({len(self.pixel_mean)}, height, width); repeat the channel of a greyscale picture"
                 )
-            image = image.to(self.device, torch.promote_types(dtype, torch.float32))
+            image = to_device(image, self.device).to(torch.promote_types(dtype, torch.float32))
             images.append(((image - self.pixel_mean) / self.pixel_std).to(dtype))
         return images
 
@@ -175,6 +176,9 @@ class PromptedDetector(nn.Module):
             batch = pairs[start : start + size]
             yield [picture for picture, _ in batch], [prompt for _, prompt in batch]
 
+    def check_target(self, target: Targets) -> None:
+        """What a model asks of ground truth beyond its form, while it is still on the host: here nothing."""
+
     def target_of(
         self,
         inputs: dict[str, Any],
@@ -185,10 +189,11 @@ class PromptedDetector(nn.Module):
     ) -> Targets:
         """The ground truth of a picture where the model is; see :func:`ground_truth`."""
         target = ground_truth(inputs, asked, frame, num_tokens, mask_frame)
+        self.check_target(target)
         return dataclasses.replace(
             target,
             **{
-                field.name: part.to(self.device)
+                field.name: to_device(part, self.device)
                 for field in dataclasses.fields(target)
                 if (part := getattr(target, field.name)) is not None
             },

@@ -27,7 +27,7 @@ from grounding_dino.modeling.postprocess import postprocess_picture
 from grounding_dino.modeling.transformer_decoder import build_query_selection, build_transformer_decoder
 from grounding_dino.modeling.transformer_decoder.decoder import prepend_denoising
 from grounding_dino.modeling.transformer_decoder.denoising import DenoisingGenerator
-from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt
+from grounding_dino.structures import DecoderOutput, FeaturePyramid, Predictions, Prompt, Targets, TextFeatures
 from grounding_dino.text.text_encoder import build_text_encoder
 
 import torch
@@ -179,10 +179,22 @@ class GeneralizedDINO(PromptedDetector):
 
     def detect(self, features: FeaturePyramid, prompts: Sequence[Prompt | FixedClasses]) -> DecoderOutput:
         """One prompt a picture through encoder, query selection and decoder; the last layer's predictions."""
-        text = self.encode_text(prompts)
+        return self.find(features, self.encode_text(prompts))
+
+    def find(self, features: FeaturePyramid, text: TextFeatures | None) -> DecoderOutput:
+        """`detect` of encoded text: what runs on the device alone, without the host looking at anything."""
         memory, text = self.pixel_decoder(features, text)
         queries, _ = self.query_selection(memory, text, self.transformer_decoder)
         return self.transformer_decoder(queries, memory, text, all_layers=False)
+
+    def check_target(self, target: Targets) -> None:
+        """See that denoising knows the labels.
+
+        Raises:
+            ValueError: MODEL.DENOISING.NUM_LABELS is too low.
+        """
+        if self.denoising is not None:
+            self.denoising.check_labels(target.labels)
 
     def losses(
         self,
