@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from grounding_dino.layers.constants import kept_for_sizes
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,17 @@ def sine_embedding(positions: Tensor, dim: int, temperature: float = 10000.0) ->
     keep their order. Computed in float32 at least: half precision cannot hold the phases.
     """
     dtype = torch.promote_types(positions.dtype, torch.float32)
-    exponent = torch.arange(0, dim, 2, dtype=dtype, device=positions.device) / dim
-    frequency = 2 * math.pi / temperature**exponent  # (dim / 2,)
-    phase = positions.to(dtype)[..., None] * frequency  # (..., n, dim / 2)
+    phase = positions.to(dtype)[..., None] * _frequencies(
+        dim, temperature, dtype, positions.device
+    )  # (..., n, dim / 2)
     return torch.stack((phase.sin(), phase.cos()), dim=-1).flatten(-3)
+
+
+@kept_for_sizes(16)
+def _frequencies(dim: int, temperature: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(dim / 2,)"""
+    exponent = torch.arange(0, dim, 2, dtype=dtype, device=device) / dim
+    return 2 * math.pi / temperature**exponent
 
 
 def image_position_embedding(padding_mask: Tensor, dim: int, temperature: float, eps: float = 1e-6) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grounding_dino.layers.blocks import FeedForward, StochasticDepth
+from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.ops.linear import linear
 
 import torch
@@ -108,6 +109,7 @@ def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Ten
     return x.transpose(2, 3).reshape(-1, height, width, c)
 
 
+@kept_for_sizes(16)  # four stages of four sizes
 def shifted_window_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """(windows, window^2, window^2): 0 between cells of one region of the shifted map, -100 between regions."""
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from grounding_dino.layers.blocks import FeedForward
+from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
@@ -156,12 +157,24 @@ class DeformableEncoder(nn.Module):
         return memory, text
 
     def position_embedding(self, features: FeaturePyramid) -> Tensor:
-        """(B, S, C): the sine embedding of each token's place plus the learned embedding of its level."""
-        levels = [
-            image_position_embedding(mask, self.embed_dim, self.position_temperature).flatten(1, 2) + level
-            for mask, level in zip(features.padding_masks, self.level_embed)
-        ]
+        """(B, S, C): the sine embedding of each token's place plus the learned embedding of its level.
+
+        B is 1 where pictures have no padding, and so the same places.
+        """
+        options = (self.embed_dim, self.position_temperature)
+        if features.has_padding:
+            places = [image_position_embedding(mask, *options).flatten(1, 2) for mask in features.padding_masks]
+        else:
+            places = [_places(m.shape[-2], m.shape[-1], *options, m.device) for m in features.maps]
+        levels = [place + level for place, level in zip(places, self.level_embed)]
         return torch.cat(levels, dim=1).to(features.maps[0].dtype)
+
+
+@kept_for_sizes(16)  # four levels of four sizes
+def _places(height: int, width: int, dim: int, temperature: float, device: torch.device) -> Tensor:
+    """(1, h * w, dim): the position embedding of a map without padding."""
+    no_padding = torch.zeros(1, height, width, dtype=torch.bool, device=device)
+    return image_position_embedding(no_padding, dim, temperature).flatten(1, 2)
 
 
 def _build_fusion(cfg: CfgNode) -> TextFusionLayer:
@@ -183,18 +196,26 @@ def _build_text_layer(cfg: CfgNode) -> TextLayer:
 
 def flatten_levels(features: FeaturePyramid) -> Memory:
     """Lay the maps of a pyramid one behind the other as tokens."""
-    shapes = [m.shape[-2:] for m in features.maps]
-    spatial_shapes = torch.tensor(shapes, dtype=torch.int64, device=features.maps[0].device)
-    sizes = spatial_shapes.prod(1)
+    sizes = tuple((m.shape[-2], m.shape[-1]) for m in features.maps)
+    spatial_shapes, level_start_index = _layout(sizes, features.maps[0].device)
     return Memory(
         features=torch.cat([m.flatten(2).transpose(1, 2) for m in features.maps], dim=1),
         padding_mask=torch.cat([m.flatten(1) for m in features.padding_masks], dim=1),
         spatial_shapes=spatial_shapes,
-        level_start_index=sizes.cumsum(0) - sizes,
+        level_start_index=level_start_index,
         valid_ratios=torch.stack([_valid_ratio(m) for m in features.padding_masks], dim=1),
         has_padding=features.has_padding,
         fewest_tokens=features.fewest_tokens,
+        sizes=sizes,
     )
+
+
+@kept_for_sizes(16)
+def _layout(sizes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`spatial_shapes` (L, 2) and `level_start_index` (L,)."""
+    shapes = torch.tensor(sizes, dtype=torch.int64, device=device)
+    tokens = shapes.prod(1)
+    return shapes, tokens.cumsum(0) - tokens
 
 
 def _valid_ratio(padding_mask: Tensor) -> Tensor:
@@ -205,12 +226,21 @@ def _valid_ratio(padding_mask: Tensor) -> Tensor:
 
 
 def encoder_reference_points(memory: Memory) -> Tensor:
-    """(B, S, L, 2): each token's own centre, relative to the padded map of each level."""
-    centres = [
-        cell_centres(int(h), int(w), ratio)
-        for (h, w), ratio in zip(memory.spatial_shapes.tolist(), memory.valid_ratios.unbind(1))
-    ]
+    """(B, S, L, 2): each token's own centre, relative to the padded map of each level.
+
+    B is 1 where pictures have no padding, and so the same points.
+    """
+    if not memory.has_padding:
+        return _unpadded_points(memory.sizes, memory.valid_ratios.device)
+    centres = [cell_centres(h, w, ratio) for (h, w), ratio in zip(memory.sizes, memory.valid_ratios.unbind(1))]
     return torch.cat(centres, dim=1)[:, :, None] * memory.valid_ratios[:, None]
+
+
+@kept_for_sizes(4)
+def _unpadded_points(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    whole = torch.ones(1, 2, device=device)
+    centres = torch.cat([cell_centres(h, w, whole) for h, w in sizes], dim=1)
+    return centres[:, :, None].expand(-1, -1, len(sizes), -1)
 
 
 def cell_centres(height: int, width: int, valid_ratio: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from grounding_dino.layers.blocks import MLP
 from grounding_dino.layers.box_ops import boxes_of_masks, inverse_sigmoid
+from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.modeling.pixel_decoder.deformable_encoder import cell_centres
 from grounding_dino.modeling.transformer_decoder.decoder import DINODecoder
 from grounding_dino.modeling.transformer_decoder.heads import build_box_head, build_class_head
@@ -199,15 +200,32 @@ def token_proposals(memory: Memory, smallest: str = "finest") -> tuple[Tensor, T
     Centred on the token; side 0.05 on the `smallest` level, the "finest" or the "coarsest", doubling from level to
     level. Tokens that are padding or whose box leaves (0.01, 0.99) are invalid and have infinite logits.
     """
+    if not memory.has_padding:  # all pictures have the same
+        batch = len(memory.features)
+        logits, invalid = _unpadded_proposals(memory.sizes, smallest, memory.features.device)
+        return logits.expand(batch, -1, -1), invalid.expand(batch, -1)
+    return _proposals(memory.sizes, memory.valid_ratios, memory.padding_mask, smallest)
+
+
+@kept_for_sizes(4)
+def _unpadded_proposals(
+    sizes: tuple[tuple[int, int], ...], smallest: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    no_padding = torch.zeros(1, sum(h * w for h, w in sizes), dtype=torch.bool, device=device)
+    return _proposals(sizes, torch.ones(1, len(sizes), 2, device=device), no_padding, smallest)
+
+
+def _proposals(
+    sizes: tuple[tuple[int, int], ...], valid_ratios: Tensor, padding_mask: Tensor, smallest: str
+) -> tuple[Tensor, Tensor]:
     boxes = []
-    num_levels = len(memory.spatial_shapes)
-    for level, (h, w) in enumerate(memory.spatial_shapes.tolist()):
-        centres = cell_centres(int(h), int(w), memory.valid_ratios[:, level])
-        doublings = level if smallest == "finest" else num_levels - 1 - level
+    for level, (h, w) in enumerate(sizes):
+        centres = cell_centres(h, w, valid_ratios[:, level])
+        doublings = level if smallest == "finest" else len(sizes) - 1 - level
         boxes.append(torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**doublings)), dim=-1))
     proposals = torch.cat(boxes, dim=1)
     inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
-    invalid = memory.padding_mask | ~inside
+    invalid = padding_mask | ~inside
     return proposals.logit().masked_fill(invalid[..., None], math.inf), invalid
 
 

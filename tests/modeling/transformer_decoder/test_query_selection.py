@@ -48,7 +48,8 @@ def test_proposals(memory: Memory) -> None:
 def test_proposals_within_one_percent_of_the_border_are_invalid(memory: Memory) -> None:
     wide = dataclasses.replace(
         memory,
-        spatial_shapes=torch.tensor([[1, 200]]),
+        features=torch.zeros(1, 200, 1),
+        sizes=((1, 200),),
         padding_mask=torch.zeros(1, 200, dtype=torch.bool),
         valid_ratios=torch.ones(1, 1, 2),
     )
