@@ -14,6 +14,7 @@ from grounding_dino.cli.benchmark_inference import OURS, SIDES, THEIRS, Plan, me
 from grounding_dino.cli.benchmark_inputs import DTYPES
 from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure, measure_operator
 from grounding_dino.cli.benchmark_report import machine, operator_table, report, training_report
+from grounding_dino.cli.benchmark_startup import measure_startup, startup_table
 from grounding_dino.cli.benchmark_training import (
     OPTIONS,
     default_options,
@@ -23,6 +24,7 @@ from grounding_dino.cli.benchmark_training import (
     training_rows,
 )
 from grounding_dino.cli.data_arguments import add_dataset_arguments
+from grounding_dino.model_zoo import get_config_file
 from grounding_dino.ops import kernel_status
 from grounding_dino.tables import format_table
 
@@ -51,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
     what.add_argument("--train", action="store_true", help="measure training steps, plain and with each --option")
+    what.add_argument("--startup", action="store_true", help="measure imports, --help and loading of a checkpoint")
     parser.add_argument(
         "--config-file",
         action="append",
@@ -105,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.op:
             result: Any = _operators(args)
+        elif args.startup:
+            result = measure_startup((args.config_file or ["swin_t_ogc"])[0], args.repeats or MODEL_REPEATS)
+            print(startup_table(result))
         elif args.train:
             result = _against(args) if args.against else _training(args)
         else:
@@ -120,9 +126,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a sentence where the flags do not fit each other or the machine."""
     if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no GPU; use --device cpu")
-    if not (args.op or args.train or args.config_file):
-        parser.error("say what to measure: models by --config-file, --op, or --train")
-    if (args.op or args.train) and len(args.config_file) > 1:
+    if not (args.op or args.train or args.startup or args.config_file):
+        parser.error("say what to measure: models by --config-file, --op, --train, or --startup")
+    if (args.op or args.train or args.startup) and len(args.config_file) > 1:
         parser.error("--config-file: one configuration at a time with --train, and none with --op")
     if args.against and not (args.train and args.config_file):
         parser.error("--against is about training: give --train and --config-file as well")
@@ -174,6 +180,8 @@ def _against(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _models(args: argparse.Namespace) -> list[dict[str, Any]]:
+    for config in args.config_file:
+        get_config_file(config)  # before the first is measured, which takes minutes
     records = []
     for config in args.config_file:
         records.append(measure_model(config, args.opts, _plan(args)))
