@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grounding_dino.ops.linear import affine, linear
+from grounding_dino.ops.linear import _onednn_works, affine, linear
 
 import pytest
 import torch
@@ -46,9 +46,11 @@ def test_equals_plain_operators(activation: str, bias: bool) -> None:
 
 def test_autocast_computes_in_its_precision() -> None:
     layer, x = example()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    _onednn_works.cache_clear()  # asked for the first time here
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Called() as called:
         found = linear(layer, x, "relu")
         expected = F.relu(layer(x))
+    assert "mkldnn::_linear_pointwise" in called.names
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
 
