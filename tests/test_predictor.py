@@ -331,3 +331,26 @@ def test_load_predictor_refuses_in_words(arguments, message):
 def test_unknown_checkpoint_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere.pth"):
         load_predictor("shapes_tiny", Path(tmp_path / "nowhere.pth"), opts=TINY)
+
+
+# Work that is done once
+
+
+def test_a_batch_runs_backbone_and_text_once(predictor, picture):
+    """Per-image prompts in one batch: equal pictures share the backbone's run, equal prompts the text encoder's."""
+    model, seen = predictor.model, {"backbone": [], "text": []}
+    model.text_encoder.clear_cache()
+    hooks = [
+        model.backbone.register_forward_hook(lambda module, inputs, output: seen["backbone"].append(len(inputs[0]))),
+        model.text_encoder.bert.register_forward_hook(
+            lambda module, args, kwargs, output: seen["text"].append(len(kwargs["input_ids"])), with_kwargs=True
+        ),
+    ]
+    lists = [NAMES, ["green ring"], NAMES, ["green ring"]]
+    found = predictor([picture] * 4, lists, box_threshold=0.0)
+    for hook in hooks:
+        hook.remove()
+    assert seen["backbone"] == [4]
+    assert seen["text"] == [3]  # two prompts, and the padding between them
+    for names, of_picture in zip(lists, found):
+        assert agree(of_picture, predictor(picture, names, box_threshold=0.0))

@@ -181,8 +181,8 @@ class PictureRun:
         """Report the pictures that are finished and whose turn it is; how many."""
         before = self._reported
         while (finished := self._finished.pop(self._reported, None)) is not None:
-            if finished.text:
-                tqdm.write(finished.text, file=sys.stdout)  # above the progress bar
             self.report.add(self.jobs[self._reported].path, finished)
             self._reported += 1
+            if finished.text:
+                tqdm.write(finished.text, file=sys.stdout)  # above the progress bar
         return self._reported - before
