@@ -276,9 +276,13 @@ def _batch(rows: Sequence[TextFeatures], padding: TextFeatures | None) -> TextFe
     if len(rows) == 1:
         return first
     if all(row is first for row in rows):  # pictures of one prompt
-        parts = (first.embeddings, first.padding_mask, first.attention_mask, first.position_ids)
+        size = len(rows)
         return TextFeatures(
-            *(part.expand(len(rows), *part.shape[1:]).contiguous() for part in parts), has_padding=False
+            embeddings=first.embeddings.repeat(size, 1, 1),
+            padding_mask=first.padding_mask.repeat(size, 1),
+            attention_mask=first.attention_mask.repeat(size, 1, 1),
+            position_ids=first.position_ids.repeat(size, 1),
+            has_padding=False,
         )
     if padding is not None:
         rows = [_padded(row, padding, longest - row.embeddings.shape[1]) for row in rows]
