@@ -43,9 +43,14 @@ class TextFusionLayer(nn.Module):
         """`image` (B, S, C) and `text` (B, T, C) -> both, each informed by the other."""
         image, text = self.norm_image(image), self.norm_text(text)
         image_delta, text_delta = self.attention(image, text, image_padding_mask, text_padding_mask)
-        image = image + self.drop_path(self.gamma_image * image_delta)
-        text = text + self.drop_path(self.gamma_text * text_delta)
+        image = image + self.drop_path(_scaled(image_delta, self.gamma_image, image))
+        text = text + self.drop_path(_scaled(text_delta, self.gamma_text, text))
         return image, text
+
+
+def _scaled(delta: Tensor, gamma: Tensor, tokens: Tensor) -> Tensor:
+    """`gamma` * `delta` in the precision of the tokens: a parameter in float32 would make them float32 under autocast."""
+    return gamma.to(tokens.dtype) * delta.to(tokens.dtype)
 
 
 class TextLayer(nn.Module):
