@@ -190,7 +190,8 @@ class DenoisingGenerator(nn.Module):
         positives = _positives(kept_targets, groups, self.halves * width)
         on_device = to_device(torch.cat([kept_targets, positives], dim=1), self.label_embedding.weight.device)
         kept_targets, positives = on_device.split([kept_targets.shape[1], positives.shape[1]], dim=1)
-        return _Layout(groups, width, *kept_targets, positives)
+        of_picture, place, index = kept_targets.unbind()
+        return _Layout(groups, width, of_picture, place, index, positives)
 
     def _groups(self, width: int, limit: int) -> int:
         if width == 0:
