@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.cli.arguments import count, picture_size
+from grounding_dino.cli.benchmark_folder import add_folder_arguments, folder_report
 from grounding_dino.cli.benchmark_inference import OURS, SIDES, THEIRS, Plan, measure_model
 from grounding_dino.cli.benchmark_inputs import DTYPES
 from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure, measure_operator
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
     what.add_argument("--train", action="store_true", help="measure training steps, plain and with each --option")
     what.add_argument("--startup", action="store_true", help="measure imports, --help and loading of a checkpoint")
+    what.add_argument("--folder", nargs="+", metavar="PATH", help="measure the demo's run on these pictures")
     parser.add_argument(
         "--config-file",
         action="append",
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--against", choices=("transformers",), help="compare steps on made-up pictures of --size instead of options"
     )
+    add_folder_arguments(parser)
     add_dataset_arguments(parser)
     return parser
 
@@ -111,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.startup:
             result = measure_startup((args.config_file or ["swin_t_ogc"])[0], args.repeats or MODEL_REPEATS)
             print(startup_table(result))
+        elif args.folder:
+            result = {"machine": facts, "folder": folder_report(args, args.repeats or MODEL_REPEATS)}
         elif args.train:
             result = _against(args) if args.against else _training(args)
         else:
@@ -126,8 +131,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a sentence where the flags do not fit each other or the machine."""
     if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no GPU; use --device cpu")
-    if not (args.op or args.train or args.startup or args.config_file):
-        parser.error("say what to measure: models by --config-file, --op, --train, or --startup")
+    if not (args.op or args.train or args.startup or args.folder or args.config_file):
+        parser.error("say what to measure: models by --config-file, --op, --train, --startup, or --folder")
     if (args.op or args.train or args.startup) and len(args.config_file) > 1:
         parser.error("--config-file: one configuration at a time with --train, and none with --op")
     if args.against and not (args.train and args.config_file):

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grounding_dino.cli.arguments import count, count_or_none, share
@@ -24,9 +24,8 @@ NAMES = ["red circle", "blue star", "green square"]
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--folder` and what goes with it."""
+    """What goes with `--folder`."""
     folder = parser.add_argument_group("--folder")
-    folder.add_argument("--folder", nargs="+", metavar="PATH", help="measure the demo's run on these pictures")
     folder.add_argument("--pictures", type=count, default=100, help="how many, from the start again (default 100)")
     folder.add_argument("--workers", type=count_or_none, metavar="N", help="processes beside the model, as in the demo")
     folder.add_argument(
@@ -97,7 +96,7 @@ def measure_folder(
             raise ValueError("the picture {!r} cannot be used: {}".format(*report.failures[0]))
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as out:
-        runs = {
+        runs: dict[str, Callable[[], object]] = {
             "model alone": model,
             "run": functools.partial(run, workers, out),
             "run without workers": functools.partial(run, 0, out),
