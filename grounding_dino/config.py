@@ -322,6 +322,9 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.MASK_FORMAT = "bitmask"
     cfg.TEST.PANOPTIC_FILES_ON = False  # write panoptic results in COCO's format (json and PNGs) below OUTPUT_DIR
     cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
+    # Of models built to detect (load_predictor, the demo), not of trainings and their evaluations:
+    cfg.TEST.COMPILE_ON = False  # torch.compile of what sees pictures; the first ones wait for the compiler
+    cfg.TEST.CUDA_GRAPHS_ON = False  # replay CUDA graphs for sizes that come again; has no effect on a CPU
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
     cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture and category that COCO's AP counts (COCO: 100)
     cfg.TEST.CATEGORIES_PER_PROMPT = 0  # 0 lists as many as fit; a smaller number splits long lists into more prompts

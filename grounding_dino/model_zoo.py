@@ -253,6 +253,7 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
             empty too, the weights stay random: those of parts (MODEL.BACKBONE.WEIGHTS, ...) are a training's start.
     """
     import grounding_dino.modeling  # noqa: F401  # fills the registries
+    from grounding_dino.modeling.hot_path import speed_up
 
     from detectron2.modeling import build_model as build
 
@@ -266,7 +267,7 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
         read_class_names(cfg)
     source = str(weights or cfg.MODEL.WEIGHTS)
     if not source:
-        return build(cfg).eval()
+        return speed_up(cfg, build(cfg).eval())
     from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
     from grounding_dino.checkpoint.loaded_model import build_loaded
 
@@ -274,7 +275,7 @@ def build_model(cfg: CfgNode, weights: str | Path | None = None) -> nn.Module:
     checkpointer_of = functools.partial(GroundingCheckpointer, ignore=cfg.MODEL.WEIGHTS_IGNORE)
     model, rest = build_loaded(lambda: build(cfg), checkpointer_of, source)
     complete_weights(cfg, model, rest)
-    return model.eval()
+    return speed_up(cfg, model.eval())
 
 
 def complete_weights(cfg: CfgNode, model: nn.Module, rest: Mapping[str, Any]) -> bool:

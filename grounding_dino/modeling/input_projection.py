@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from grounding_dino.structures import FeaturePyramid
@@ -96,6 +97,22 @@ def pyramid_of_pictures(
     mask_map = None if mask_maps is None else pad_maps(mask_maps)[0]
     fewest = min(sum(m[0].numel() for m in picture) for picture in pictures)
     return FeaturePyramid(maps, masks, has_padding, mask_map, tuple((int(h), int(w)) for h, w in sizes), fewest)
+
+
+def pad_pyramid(features: FeaturePyramid, multiple: int) -> FeaturePyramid:
+    """`features`, without a map for masks, padded as by a larger picture beside it: masked, and to whole multiples.
+
+    Args:
+        multiple: cells of the finest level; of each coarser one half as many, at least 1.
+    """
+    maps, masks = [], []
+    for level, (each, mask) in enumerate(zip(features.maps, features.padding_masks)):
+        cells = max(1, multiple >> level)
+        below, right = (-size % cells for size in each.shape[-2:])
+        maps.append(F.pad(each, (0, right, 0, below)))
+        masks.append(F.pad(mask, (0, right, 0, below), value=True))
+    has_padding = features.has_padding or any(m.shape != each.shape for m, each in zip(maps, features.maps))
+    return dataclasses.replace(features, maps=maps, padding_masks=masks, has_padding=has_padding)
 
 
 def pad_maps(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grounding_dino.structures import Prompt, TokenizedText
+from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +30,23 @@ def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
     attention_mask = (columns >= starts[..., None]) & (columns < ends[..., None])  # (B, T, T)
     has_padding = any(len(prompt) < longest for prompt in prompts)
     return TokenizedText(input_ids, padding_mask, attention_mask, position_ids, has_padding)
+
+
+def pad_text(text: TextFeatures, count: int) -> TextFeatures:
+    """`text` with `count` more padded tokens, of features 0; like others they attend to themselves alone."""
+    if count == 0:
+        return text
+    length = text.padding_mask.shape[1]
+    attention_mask = F.pad(text.attention_mask, (0, count, 0, count))
+    itself = torch.eye(count, dtype=torch.bool, device=attention_mask.device)
+    attention_mask[:, length:, length:] = itself
+    return TextFeatures(
+        embeddings=F.pad(text.embeddings, (0, 0, 0, count)),
+        padding_mask=F.pad(text.padding_mask, (0, count), value=True),
+        attention_mask=attention_mask,
+        position_ids=F.pad(text.position_ids, (0, count)),
+        has_padding=True,
+    )
 
 
 def positive_map(prompt: Prompt, num_tokens: int) -> Tensor:

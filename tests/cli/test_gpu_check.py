@@ -53,8 +53,17 @@ def test_what_is_not_finite_fails() -> None:
 
 @pytest.mark.slow
 def test_the_model_agrees_with_itself() -> None:
-    (result,) = gpu_check.check_model("cpu")
-    assert result.passed, result
+    results = list(gpu_check.check_model("cpu"))
+    assert len(results) == 7 and all(result.passed for result in results), results
+
+
+def test_the_floor_counts_each_tensor_once() -> None:
+    arguments = gpu_check.deformable_attention_inputs((64, 64), 2, 8, 2)
+    value, locations = arguments[0], arguments[3]
+    queries = locations.shape[1]
+    others = (locations.numel() + arguments[4].numel()) * 4
+    assert gpu_check.least_bytes(arguments, torch.bfloat16) == (value.numel() + queries * 16) * 2 + others
+    assert gpu_check.bandwidth("cpu", size=1 << 16, repeats=2) > 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
-"""Comparing a model with the authors' stored numbers."""
+"""Comparing a model with the authors' stored numbers; a stand-in for CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from grounding_dino.modeling import cuda_graphs
 
 import numpy as np
 import pytest
@@ -43,3 +45,35 @@ class Golden:
 def golden_of() -> Callable[[dict[str, np.ndarray]], Golden]:
     """`golden_of(arrays)`: the arrays of a case, to compare with."""
     return Golden
+
+
+class StandInCapture:
+    """In the place of a CUDA graph's capture, which needs a GPU: runs the function, and replays by running it again on
+    the graph's own inputs, into the results of the capture, as a graph does. Counts both."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def __call__(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        self.captures += 1
+        results = run()
+        kept: list[Tensor] = []
+        cuda_graphs._flatten(results, kept)
+
+        def replay() -> None:
+            self.replays += 1
+            again: list[Tensor] = []
+            cuda_graphs._flatten(run(), again)
+            for own, new in zip(kept, again, strict=True):
+                own.copy_(new)
+
+        return replay, results
+
+
+@pytest.fixture
+def graph_capture(monkeypatch: pytest.MonkeyPatch) -> StandInCapture:
+    """A stand-in for the capture, which every new `ShapeGraphs` takes; graphs are for the CPU."""
+    capture = StandInCapture()
+    monkeypatch.setattr(cuda_graphs.ShapeGraphs, "device_type", "cpu")
+    monkeypatch.setattr(cuda_graphs, "CudaCapture", lambda: capture)
+    return capture
