@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-from grounding_dino.layers.blocks import key_mask
+from grounding_dino.layers.blocks import key_mask, token_block
 from grounding_dino.layers.box_ops import as_float32_at_least
+from grounding_dino.ops.linear import affine
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _FoldedText(NamedTuple):
+    """Text with the image's projections multiplied in."""
+
+    keys: Tensor  # (B, heads * T, C)
+    offset: Tensor  # (B, heads * T): of the scores
+    values: Tensor  # (B, heads * T, C)
+    bias: Tensor  # (C,): of what image tokens learn
 
 
 class BiAttention(nn.Module):
@@ -51,9 +62,12 @@ class BiAttention(nn.Module):
         if not self._folds(text.shape[1]):
             return self._project(image, keys, values, image_padding_mask, text_padding_mask)
         image = image.to(keys.dtype)  # once, where autocast would do it for every product
-        scores = self._scores(image, keys)  # (B, S, heads * T)
-        to_text = self.out_text(self._read_image(scores, image, image_padding_mask))
-        return self._read_text(scores, values, text_padding_mask), to_text
+        folded = self._fold(keys, values, image.dtype)
+        if image.device.type == "cpu" and not torch.is_grad_enabled() and image_padding_mask is None:
+            to_image, pooled = self._read_in_blocks(image, folded, text_padding_mask)
+        else:
+            to_image, pooled = self._read(image, folded, image_padding_mask, text_padding_mask)
+        return to_image, self.out_text(self._image_values(pooled))
 
     def _folds(self, num_tokens: int) -> bool:
         """Whether folding is possible, and less work: heads * T columns against a projection to `embed_dim`."""
@@ -63,34 +77,68 @@ class BiAttention(nn.Module):
         width, dim = self.query_image.weight.shape
         return self.num_heads * num_tokens * dim <= width * (dim + num_tokens)
 
-    def _scores(self, image: Tensor, keys: Tensor) -> Tensor:
-        """x W_q k as x (W_q k): the keys (B, heads, T, d) take in the queries' projection, and its bias."""
-        with torch.autocast(image.device.type, enabled=False):  # small products, whose rounding all tokens would share
+    def _fold(self, keys: Tensor, values: Tensor, dtype: torch.dtype) -> _FoldedText:
+        """x W_q k as x (W_q k), and (P v) W_o as P (v W_o): text takes in the image's projections."""
+        with torch.autocast(keys.device.type, enabled=False):  # small products, whose rounding all tokens would share
             keys = as_float32_at_least(keys) * keys.shape[-1] ** -0.5
             weight, bias = (as_float32_at_least(p).unflatten(0, (self.num_heads, -1)) for p in _of(self.query_image))
-            folded = (keys @ weight).flatten(1, 2).to(image.dtype)  # (B, heads * T, C)
-            offset = (keys @ bias[..., None]).flatten(1)[:, None].to(image.dtype)  # (B, 1, heads * T)
-        return torch.baddbmm(offset, image, folded.mT)
+            out = as_float32_at_least(self.out_image.weight).unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)
+            return _FoldedText(
+                keys=(keys @ weight).flatten(1, 2).to(dtype),
+                offset=(keys @ bias[..., None]).flatten(1).to(dtype),
+                values=(as_float32_at_least(values) @ out).flatten(1, 2).to(dtype),
+                bias=self.out_image.bias.to(dtype),
+            )
 
-    def _read_text(self, scores: Tensor, values: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """(P v) W_o as P (v W_o), summed over heads in the same product."""
-        with torch.autocast(scores.device.type, enabled=False):  # as in the scores
-            weight = as_float32_at_least(self.out_image.weight).unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)
-            folded = (as_float32_at_least(values) @ weight).flatten(1, 2).to(scores.dtype)  # (B, heads * T, C)
+    def _read(
+        self,
+        image: Tensor,
+        text: _FoldedText,
+        image_padding_mask: Tensor | None,
+        text_padding_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What image tokens learn (B, S, C), and the sums of image tokens that text tokens read (B, heads * T, C)."""
+        scores = torch.baddbmm(text.offset[:, None], image, text.keys.mT)  # (B, S, heads * T)
+        to_image = torch.baddbmm(text.bias, self._shares_of_text(scores, text_padding_mask), text.values)
+        if image_padding_mask is not None:
+            scores = scores.masked_fill(image_padding_mask[..., None], -math.inf)
+        shares = as_float32_at_least(scores).softmax(1).to(scores.dtype)
+        return to_image, shares.mT @ image
+
+    def _shares_of_text(self, scores: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Scores (B, S, heads * T) -> the share of each text token in what a head reads, in the same shape."""
         scores = scores.unflatten(-1, (self.num_heads, -1))
         if padding_mask is not None:
             scores = scores.masked_fill(padding_mask[:, None, None], -math.inf)
-        shares = as_float32_at_least(scores).softmax(-1).flatten(2).to(scores.dtype)
-        return torch.baddbmm(self.out_image.bias.to(scores.dtype), shares, folded)
+        return as_float32_at_least(scores).softmax(-1).flatten(2).to(scores.dtype)
 
-    def _read_image(self, scores: Tensor, image: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """P (x W_v) as (P x) W_v: image tokens are summed before they are projected."""
-        if padding_mask is not None:
-            scores = scores.masked_fill(padding_mask[..., None], -math.inf)
-        shares = as_float32_at_least(scores).softmax(1).to(scores.dtype)
-        pooled = (shares.mT @ image).unflatten(1, (self.num_heads, -1))  # (B, heads, T, C)
+    def _read_in_blocks(
+        self, image: Tensor, text: _FoldedText, text_padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `_read`, for some thousand image tokens of a picture at a time, whose scores stay in the cache."""
+        to_image, pooled = [], []
+        for i, tokens in enumerate(image):
+            mask = None if text_padding_mask is None else text_padding_mask[i : i + 1]
+            offset, keys, values = text.offset[i], text.keys[i], text.values[i].T.contiguous()
+            read, sums, totals, tops = [], [], [], []
+            for block in tokens.split(token_block()):
+                scores = affine(block, keys, offset)  # (block, heads * T)
+                read.append(affine(self._shares_of_text(scores[None], mask)[0], values, text.bias))
+                scores = as_float32_at_least(scores)
+                tops.append(scores.amax(0))
+                powers = (scores - tops[-1]).exp_()
+                totals.append(powers.sum(0))
+                sums.append(as_float32_at_least(powers.to(block.dtype).T @ block))
+            to_image.append(torch.cat(read))
+            rescale = (torch.stack(tops) - torch.stack(tops).amax(0)).exp()  # a softmax of all from those of blocks
+            total = (rescale * torch.stack(totals)).sum(0)
+            pooled.append((rescale[..., None] * torch.stack(sums)).sum(0) / total[:, None])
+        return torch.stack(to_image), torch.stack(pooled).to(image.dtype)
+
+    def _image_values(self, pooled: Tensor) -> Tensor:
+        """P (x W_v) as (P x) W_v: image tokens were summed, and are projected now."""
         weight, bias = (p.unflatten(0, (self.num_heads, -1)) for p in _of(self.value_image))
-        attended = pooled @ weight.mT + bias[:, None]  # (B, heads, T, d)
+        attended = pooled.unflatten(1, (self.num_heads, -1)) @ weight.mT + bias[:, None]  # (B, heads, T, d)
         return attended.transpose(1, 2).flatten(2)
 
     def _project(
