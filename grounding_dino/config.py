@@ -328,8 +328,8 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.RETAINED = ()  # data sets evaluated before and after fine-tuning, printed side by side with DATASETS.TEST
     cfg.TEST.MAX_DETECTIONS = 100  # detections of a picture and category that COCO's AP counts (COCO: 100)
     cfg.TEST.CATEGORIES_PER_PROMPT = 0  # 0 lists as many as fit; a smaller number splits long lists into more prompts
-    # Prompts of all pictures of a batch that go through encoder and decoder at once, one of every picture at least; 0: 4
-    # on a GPU, and on a CPU, which gains nothing from more, as few as can be.
+    # Prompts of all pictures of a batch that go through encoder and decoder at once, one of every picture at least;
+    # 0: 4 on a GPU, and on a CPU, which gains nothing from more, as few as can be.
     cfg.TEST.PROMPTS_PER_BATCH = 0
     cfg.TEST.DESCRIPTIONS_PER_PROMPT = 1  # expressions or descriptions of a picture asked for at once; 0: all of them
     cfg.TEST.EXPRESSION_THRESHOLD = 0.7  # score from which a box is an answer where any number may be right (gRefCOCO)

@@ -83,6 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="least score of a caption's word (default: 0.25)",
     )
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Where results go, and how the run is spread over batches and processes."""
     parser.add_argument(
         "--output", metavar="PATH", help="a folder for the drawn pictures, or a file for one; without it none are drawn"
     )
@@ -98,7 +104,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that read and draw pictures while the model runs; 0: none (default: by the device)",
     )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ class TextFusionLayer(nn.Module):
 
 
 def _scaled(delta: Tensor, gamma: Tensor, tokens: Tensor) -> Tensor:
-    """`gamma` * `delta` in the precision of the tokens: a parameter in float32 would make them float32 under autocast."""
+    """`gamma` * `delta` in the tokens' precision: a parameter in float32 would make them float32 under autocast."""
     return gamma.to(tokens.dtype) * delta.to(tokens.dtype)
 
 
