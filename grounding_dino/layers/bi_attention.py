@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from grounding_dino.layers.blocks import key_mask, token_block
+from grounding_dino.layers.blocks import block_of, key_mask
 from grounding_dino.layers.box_ops import as_float32_at_least
 from grounding_dino.ops.linear import affine
 
@@ -63,7 +63,7 @@ class BiAttention(nn.Module):
             return self._project(image, keys, values, image_padding_mask, text_padding_mask)
         image = image.to(keys.dtype)  # once, where autocast would do it for every product
         folded = self._fold(keys, values, image.dtype)
-        if image.device.type == "cpu" and not torch.is_grad_enabled() and image_padding_mask is None:
+        if block_of(image) and image_padding_mask is None:
             to_image, pooled = self._read_in_blocks(image, folded, text_padding_mask)
         else:
             to_image, pooled = self._read(image, folded, image_padding_mask, text_padding_mask)
@@ -116,12 +116,12 @@ class BiAttention(nn.Module):
         self, image: Tensor, text: _FoldedText, text_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """As `_read`, for some thousand image tokens of a picture at a time, whose scores stay in the cache."""
-        to_image, pooled = [], []
+        read, pooled = [], []
         for i, tokens in enumerate(image):
             mask = None if text_padding_mask is None else text_padding_mask[i : i + 1]
             offset, keys, values = text.offset[i], text.keys[i], text.values[i].T.contiguous()
-            read, sums, totals, tops = [], [], [], []
-            for block in tokens.split(token_block()):
+            sums, totals, tops = [], [], []
+            for block in tokens.split(block_of(image)):
                 scores = affine(block, keys, offset)  # (block, heads * T)
                 read.append(affine(self._shares_of_text(scores[None], mask)[0], values, text.bias))
                 scores = as_float32_at_least(scores)
@@ -129,11 +129,10 @@ class BiAttention(nn.Module):
                 powers = (scores - tops[-1]).exp_()
                 totals.append(powers.sum(0))
                 sums.append(as_float32_at_least(powers.to(block.dtype).T @ block))
-            to_image.append(torch.cat(read))
             rescale = (torch.stack(tops) - torch.stack(tops).amax(0)).exp()  # a softmax of all from those of blocks
             total = (rescale * torch.stack(totals)).sum(0)
             pooled.append((rescale[..., None] * torch.stack(sums)).sum(0) / total[:, None])
-        return torch.stack(to_image), torch.stack(pooled).to(image.dtype)
+        return torch.cat(read).view_as(image), torch.stack(pooled).to(image.dtype)
 
     def _image_values(self, pooled: Tensor) -> Tensor:
         """P (x W_v) as (P x) W_v: image tokens were summed, and are projected now."""

@@ -38,7 +38,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> the same shape."""
-        return in_blocks(self._widen, x) if x.device.type == "cpu" and not torch.is_grad_enabled() else self._widen(x)
+        return in_blocks(self._widen, x) if block_of(x) else self._widen(x)
 
     def _widen(self, x: Tensor) -> Tensor:
         first, dropout, last = self
@@ -107,21 +107,23 @@ class MultiheadAttention(nn.Module):
         return affine(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
 
 
-def token_block() -> int:
-    """How many tokens a CPU treats at a time: fewer lose time in the products, more in the cache."""
+def block_of(x: Tensor) -> int:
+    """How many tokens of `x` to treat at a time; 0 for all.
+
+    At inference on a CPU, what is computed of some thousand tokens stays in the cache and its memory is used again;
+    fewer would lose time in matrix products. GPUs, gradients and traces want all at once.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return 0
     return 2048 * torch.get_num_threads()
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, of tokens (..., C) that it treats one by one, a few thousand at a time.
-
-    What it needs in between then takes megabytes that are used again and again, not the hundreds that all tokens take.
-    """
+    """`function(x)`, of tokens (..., C) that it treats one by one, in blocks of `block_of(x)`, which is not 0."""
     tokens = x.flatten(0, -2)
-    block = token_block()
-    if len(tokens) <= block or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if len(tokens) <= block_of(x):
         return function(x)
-    return torch.cat([function(part) for part in tokens.split(block)]).view(*x.shape[:-1], -1)
+    return torch.cat([function(part) for part in tokens.split(block_of(x))]).view(*x.shape[:-1], -1)
 
 
 def key_mask(padding_mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.layers.blocks import FeedForward, StochasticDepth
+from grounding_dino.layers.blocks import FeedForward, StochasticDepth, block_of
 from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.ops.linear import linear
 
@@ -39,14 +39,19 @@ class WindowAttention(nn.Module):
 
     def forward(self, windows: Tensor, mask: Tensor | None = None) -> Tensor:
         """`windows` (B x windows, window^2, C); `mask` (windows, window^2, window^2) is added to the scores."""
-        n, length, _ = windows.shape
-        q, k, v = linear(self.qkv, windows).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        length = windows.shape[1]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(length, length, self.num_heads).permute(2, 0, 1)  # (heads, window^2, window^2)
-        bias = bias[None]
-        if mask is not None:  # (windows of a picture, heads, window^2, window^2), then of all pictures
-            bias = bias + mask[:, None]
-            bias = bias.expand(n // len(mask), *bias.shape).flatten(0, 1)
+        bias = bias.view(1, length, length, self.num_heads).permute(0, 3, 1, 2)  # (1, heads, window^2, window^2)
+        if mask is not None and len(mask) < len(windows):
+            mask = mask.repeat(len(windows) // len(mask), 1, 1)  # of each picture
+        block = max(1, block_of(windows) // length) if block_of(windows) else len(windows)
+        masks = [None] * len(windows) if mask is None else mask.split(block)
+        return torch.cat([self._attend(part, bias, m) for part, m in zip(windows.split(block), masks)])
+
+    def _attend(self, windows: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """Some windows (N, window^2, C) with their masks."""
+        q, k, v = linear(self.qkv, windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = bias if mask is None else bias + mask[:, None]
         out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))  # 4-D: others have no fast implementation
         return linear(self.projection, out.transpose(1, 2).flatten(2))
 
