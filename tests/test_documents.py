@@ -152,9 +152,10 @@ def test_commands_parse(document, script, arguments):
     options = PARSERS[script]().parse_args(arguments)
     if not hasattr(options, "opts"):
         return
-    configuration = options.config_file or "shapes_tiny"
-    if configuration in list_configs() or Path(configuration).suffix:
-        load_cfg(get_config_file(configuration), options.opts or [])
+    named = options.config_file or "shapes_tiny"  # benchmark.py takes several
+    for configuration in [named] if isinstance(named, str) else named:
+        if configuration in list_configs() or Path(configuration).suffix:
+            load_cfg(get_config_file(configuration), options.opts or [])
     if script == "train_net.py":
         assert all("--" not in word for word in options.opts or [])
 

@@ -66,6 +66,17 @@ def test_gradient_and_other_layers_take_the_plain_way() -> None:
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_nan(activation: str, dtype: torch.dtype) -> None:
+    """Predictors tell broken weights by what comes out."""
+    layer, x = example()
+    with torch.no_grad():
+        layer.bias[3] = float("nan")
+        output = linear(layer.to(dtype), x.to(dtype), activation)
+    assert output[..., 3].isnan().all() and output.isnan().sum() == output[..., 3].numel()
+
+
 def test_no_tokens() -> None:
     layer, x = example()
     with torch.no_grad():
