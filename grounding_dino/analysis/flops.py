@@ -169,6 +169,6 @@ _ELEMENTWISE_NAMES = (
     *("add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "neg", "abs", "reciprocal", "pow", "sqrt"),
     *("rsqrt", "exp", "log", "logit", "sigmoid", "tanh", "gelu", "silu", "softmax", "sin", "cos", "cumsum", "sum"),
     *("mean", "maximum", "minimum", "hardsigmoid", "clamp_min", "linalg_vector_norm", "prod", "amax", "amin", "ne"),
-    *("addcmul", "addcdiv"),
+    *("addcmul", "addcdiv", "exp_"),
     *("lt", "le", "isnan", "logical_and", "logical_or", "__or__", "nan_to_num", "max_pool2d"),
 )

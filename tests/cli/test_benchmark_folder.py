@@ -14,6 +14,7 @@ from PIL import Image
 TINY = ["INPUT.MIN_SIZE_TEST", "32", "MODEL.PIXEL_DECODER.NUM_LAYERS", "1", "MODEL.QUERY_SELECTION.NUM_QUERIES", "3"]
 
 
+@pytest.mark.slow
 def test_a_folder_run_beside_the_model_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         noise = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)

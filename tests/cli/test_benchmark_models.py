@@ -90,6 +90,7 @@ def test_lower_precision_is_autocast(folder: str) -> None:
     assert all(output.dtype == torch.bfloat16 for output in found)
 
 
+@pytest.mark.slow
 def test_operations_of_both(tiny_file: str, tmp_path: Path) -> None:
     preparation = Preparation(tiny_file, [], str(tmp_path), SIZE, 5)
     preparation.prepare()

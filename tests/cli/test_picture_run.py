@@ -115,6 +115,7 @@ def test_inputs_larger_than_their_place_go_through_the_pipe(pictures, monkeypatc
 # Memory
 
 
+@pytest.mark.slow
 @needs_fork
 def test_few_pictures_are_under_way_at_a_time(predictor, pictures, tmp_path, monkeypatch):
     under_way, most = set(), 0
