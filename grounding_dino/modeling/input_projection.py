@@ -95,7 +95,7 @@ def pyramid_of_pictures(
         maps.append(padded)
         masks.append(padded.new_zeros(padded[:, 0].shape, dtype=torch.bool) if mask is None else mask)
     mask_map = None if mask_maps is None else pad_maps(mask_maps)[0]
-    fewest = min(sum(m[0].numel() for m in picture) for picture in pictures)
+    fewest = min((sum(m[0].numel() for m in picture) for picture in pictures), default=0)
     return FeaturePyramid(maps, masks, has_padding, mask_map, tuple((int(h), int(w)) for h, w in sizes), fewest)
 
 
