@@ -98,7 +98,9 @@ def test_machine_code_for_the_cpu_gives_the_same(grounding_dino_model: Any) -> N
 
 
 @pytest.mark.parametrize("family", ["grounding_dino_model", "dino_model"])
-@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES, [(97, 131), (97, 131)]], ids=["one", "padded", "equal"])
+@pytest.mark.parametrize(
+    "sizes", [SIZES[:1], SIZES, [(97, 131), (97, 131)], [(32, 40)]], ids=["one", "padded", "equal", "small"]
+)
 def test_buckets_change_nothing(family: str, sizes: Any, request: pytest.FixtureRequest, graph_capture: Any) -> None:
     model = request.getfixturevalue(family)
     wanted = _answers(model, sizes)
@@ -116,6 +118,45 @@ def test_pictures_of_near_sizes_share_a_graph(grounding_dino_model: Any, graph_c
     for size, answers in zip(sizes, wanted):
         torch.testing.assert_close(_answers(model, [size]), answers, rtol=1e-4, atol=1e-5)
     assert len(model.find.graphs) == 1 and len(model._project) == 0  # their backbones' sizes came once each
+
+
+@pytest.mark.parametrize("family", ["grounding_dino_model", "dino_model"])
+def test_buckets_differ_by_rounding_alone(
+    family: str, request: pytest.FixtureRequest, graph_capture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of a difference is left in float64. The places of tokens are float32 in any model; maps of 1, 2, 4 and 8
+    cells have places, and shares of their bucket's 8, 4, 2 and 1, that float32 holds."""
+    model = request.getfixturevalue(family).double()
+    sizes = [(32, 32), (32, 64), (64, 32)]
+
+    def found() -> list[torch.Tensor]:
+        outputs, find = [], model.find
+        with monkeypatch.context() as patch:
+            patch.setitem(model.__dict__, "find", lambda *inputs: outputs.append(find(*inputs)) or outputs[-1])
+            for size in sizes:
+                _answers(model, [size])
+        return [part for o in outputs for p in o.layers for part in (p.pred_logits, p.pred_boxes)]
+
+    wanted = found()
+    hot_path.use_cuda_graphs(model)
+    again = found()
+    assert len(model.find.graphs) == 1 and again[0].dtype == torch.float64
+    torch.testing.assert_close(again, wanted, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [("grounding_dino_model", (16, 24)), ("mask_dino_model", SIZES[0])], ids=["few tokens", "masks"]
+)
+def test_pictures_of_few_tokens_and_masks_keep_their_sizes(
+    family: str, size: tuple[int, int], request: pytest.FixtureRequest, graph_capture: Any
+) -> None:
+    """(16, 24) pixels are 10 tokens of four levels, fewer than the 12 queries: the others' number is the bucket's."""
+    model = request.getfixturevalue(family)
+    wanted = _answers(model, [size])
+    hot_path.use_cuda_graphs(model)
+    for _ in range(3):
+        assert all(map(torch.equal, _answers(model, [size]), wanted))
+    assert len(model.find.graphs) == 0 and len(model._project) == 1
 
 
 def test_glip_is_replayed_too(tiny_glip: Any, graph_capture: Any) -> None:
