@@ -32,16 +32,23 @@ def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
     return TokenizedText(input_ids, padding_mask, attention_mask, position_ids, has_padding)
 
 
-def pad_text(text: TextFeatures, count: int) -> TextFeatures:
-    """`text` with `count` more padded tokens, of features 0; like others they attend to themselves alone."""
+def pad_text(text: TextFeatures, count: int, padding: Tensor | None = None) -> TextFeatures:
+    """`text` with `count` more padded tokens, each of which attends to itself alone, as `collate_prompts` has it.
+
+    Args:
+        padding: (1, 1, C) features of a padded token; default 0.
+    """
     if count == 0:
         return text
-    length = text.padding_mask.shape[1]
+    size, length = text.padding_mask.shape
     attention_mask = F.pad(text.attention_mask, (0, count, 0, count))
-    itself = torch.eye(count, dtype=torch.bool, device=attention_mask.device)
-    attention_mask[:, length:, length:] = itself
+    attention_mask[:, length:, length:] = torch.eye(count, dtype=torch.bool, device=attention_mask.device)
+    if padding is None:
+        embeddings = F.pad(text.embeddings, (0, 0, 0, count))
+    else:
+        embeddings = torch.cat([text.embeddings, padding.expand(size, count, -1)], dim=1)
     return TextFeatures(
-        embeddings=F.pad(text.embeddings, (0, 0, 0, count)),
+        embeddings=embeddings,
         padding_mask=F.pad(text.padding_mask, (0, count), value=True),
         attention_mask=attention_mask,
         position_ids=F.pad(text.position_ids, (0, count)),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grounding_dino.layers.transfer import to_device
 from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
+from grounding_dino.text.batch import collate_prompts, pad_text
 from grounding_dino.text.bert_weights import load_bert_weights
 from grounding_dino.text.feature_cache import FeatureCache
-from grounding_dino.text.prompt import collate_prompts
 from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
@@ -241,11 +241,12 @@ class BertEncoder(nn.Module):
         return self._any_weight().dtype
 
     def _to_device(self, text: TokenizedText) -> TokenizedText:
+        device = self.device
         return TokenizedText(
-            input_ids=text.input_ids.to(self.device),
-            padding_mask=text.padding_mask.to(self.device),
-            attention_mask=text.attention_mask.to(self.device),
-            position_ids=text.position_ids.to(self.device),
+            input_ids=to_device(text.input_ids, device),
+            padding_mask=to_device(text.padding_mask, device),
+            attention_mask=to_device(text.attention_mask, device),
+            position_ids=to_device(text.position_ids, device),
             has_padding=text.has_padding,
         )
 
@@ -285,29 +286,13 @@ def _batch(rows: Sequence[TextFeatures], padding: TextFeatures | None) -> TextFe
             has_padding=False,
         )
     if padding is not None:
-        rows = [_padded(row, padding, longest - row.embeddings.shape[1]) for row in rows]
+        rows = [pad_text(row, longest - row.embeddings.shape[1], padding.embeddings) for row in rows]
     return TextFeatures(
         embeddings=torch.cat([row.embeddings for row in rows]),
         padding_mask=torch.cat([row.padding_mask for row in rows]),
         attention_mask=torch.cat([row.attention_mask for row in rows]),
         position_ids=torch.cat([row.position_ids for row in rows]),
         has_padding=padding is not None,
-    )
-
-
-def _padded(row: TextFeatures, padding: TextFeatures, count: int) -> TextFeatures:
-    """A batch of one with `count` more columns, each of which attends to itself alone, as `collate_prompts` has it."""
-    if count == 0:
-        return row
-    length = row.embeddings.shape[1]
-    attention_mask = F.pad(row.attention_mask, (0, count, 0, count))
-    attention_mask[:, length:, length:] = torch.eye(count, dtype=torch.bool, device=attention_mask.device)
-    return TextFeatures(
-        embeddings=torch.cat([row.embeddings, padding.embeddings.expand(-1, count, -1)], dim=1),
-        padding_mask=F.pad(row.padding_mask, (0, count), value=True),
-        attention_mask=attention_mask,
-        position_ids=F.pad(row.position_ids, (0, count)),
-        has_padding=True,
     )
 
 

@@ -174,7 +174,9 @@ class GeneralizedDINO(PromptedDetector):
             output = self.detect(features.select(pictures), chosen)
             for j, i in enumerate(pictures):
                 of_picture = _of_picture(output.layers[-1], j, features.frames[i])
-                found[i].append((chosen[j], _without_padding(of_picture) if features.has_padding else of_picture))
+                if features.has_padding and features.fewest_tokens < len(of_picture.pred_logits):
+                    of_picture = _without_padding(of_picture)  # the host waits for the device
+                found[i].append((chosen[j], of_picture))
         return found
 
     def detect(self, features: FeaturePyramid, prompts: Sequence[Prompt | FixedClasses]) -> DecoderOutput:
