@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,21 @@ def _answers(model: Any, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]
     return [part for each in found for part in (each.scores, each.pred_boxes.tensor / max(each.image_size))]
 
 
+@pytest.fixture
+def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing compiled before. While someone listens to its trace, as pytest does, it writes out every graph."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "handlers", [])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["grounding_dino_model", "dino_model", "mask_dino_model", "tiny_glip"])
-def test_compiles_without_a_break(family: str, request: pytest.FixtureRequest) -> None:
+def test_compiles_without_a_break(family: str, request: pytest.FixtureRequest, fresh_compiler: None) -> None:
     """`fullgraph` makes a break an error. Mask DINO cuts maps to each picture of a batch on the host: one picture."""
     model = request.getfixturevalue(family)
     sizes = SIZES[:1] if family == "mask_dino_model" else SIZES
     wanted = _answers(model, sizes)
     names = list(model.state_dict())
-    torch._dynamo.reset()
     parts = hot_path.compile_parts(model, backend="eager", fullgraph=True)
     assert parts == [name for name in hot_path.PARTS if hasattr(model, name)] and len(parts) >= 4
     torch.testing.assert_close(_answers(model, sizes), wanted, rtol=1e-4, atol=1e-5)
@@ -90,9 +97,8 @@ def test_compiles_without_a_break(family: str, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.slow
-def test_machine_code_for_the_cpu_gives_the_same(grounding_dino_model: Any) -> None:
+def test_machine_code_for_the_cpu_gives_the_same(grounding_dino_model: Any, fresh_compiler: None) -> None:
     wanted = _answers(grounding_dino_model, SIZES)
-    torch._dynamo.reset()
     hot_path.compile_parts(grounding_dino_model, fullgraph=True)
     torch.testing.assert_close(_answers(grounding_dino_model, SIZES), wanted, rtol=1e-3, atol=1e-3)
 
@@ -165,6 +171,12 @@ def test_glip_is_replayed_too(tiny_glip: Any, graph_capture: Any) -> None:
     for _ in range(3):
         torch.testing.assert_close(_answers(tiny_glip, [(64, 96)]), wanted)
     assert (len(tiny_glip.extract_features), len(tiny_glip.head_outputs)) == (1, 1)
+
+
+def test_compiled_parts_do_not_run_in_half_precision(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.merge_from_list(["TEST.COMPILE_ON", True, "TEST.PRECISION", "bfloat16"])
+    with pytest.raises(ValueError, match="TEST.PRECISION is 'bfloat16', but compiled under autocast"):
+        build_model(tiny_cfg)
 
 
 @pytest.mark.parametrize("key", ["TEST.COMPILE_ON", "TEST.CUDA_GRAPHS_ON"])
