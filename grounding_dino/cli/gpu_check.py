@@ -193,7 +193,6 @@ def check_model(device: str, opts: Sequence[object] = ()) -> Iterator[Result]:
         ("CUDA graphs", None, use_cuda_graphs),
         ("CUDA graphs, bf16 autocast", torch.bfloat16, use_cuda_graphs),
         ("compiled", None, compile_parts),
-        ("compiled, bf16 autocast", torch.bfloat16, compile_parts),
     ]
     for name, dtype, prepare in ways:
         try:
