@@ -213,7 +213,8 @@ def test_a_killed_worker_is_a_sentence(predictor, pictures, monkeypatch):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 import grounding_dino.cli.demo as demo
 from grounding_dino.predictor import GroundingPredictor
 detect = GroundingPredictor.detect
