@@ -46,7 +46,9 @@ def test_equals_plain_operators(activation: str, bias: bool) -> None:
 
 def test_autocast_computes_in_its_precision() -> None:
     layer, x = example()
-    _onednn_works.cache_clear()  # asked for the first time here
+    _onednn_works.cache_clear()  # asked for the first time under autocast
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert _onednn_works()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Called() as called:
         found = linear(layer, x, "relu")
         expected = F.relu(layer(x))
