@@ -38,7 +38,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> the same shape."""
-        return in_blocks(self._widen, x) if block_of(x) else self._widen(x)
+        return in_blocks(self._widen, x)
 
     def _widen(self, x: Tensor) -> Tensor:
         first, dropout, last = self
@@ -119,11 +119,11 @@ def block_of(x: Tensor) -> int:
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, of tokens (..., C) that it treats one by one, in blocks of `block_of(x)`, which is not 0."""
-    tokens = x.flatten(0, -2)
-    if len(tokens) <= block_of(x):
+    """`function(x)`, of tokens (..., C) that it treats one by one, in blocks of `block_of(x)`."""
+    block, tokens = block_of(x), x.flatten(0, -2)
+    if not 0 < block < len(tokens):
         return function(x)
-    return torch.cat([function(part) for part in tokens.split(block_of(x))]).view(*x.shape[:-1], -1)
+    return torch.cat([function(part) for part in tokens.split(block)]).view(*x.shape[:-1], -1)
 
 
 def key_mask(padding_mask: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class WindowAttention(nn.Module):
         bias = bias.view(1, length, length, self.num_heads).permute(0, 3, 1, 2)  # (1, heads, window^2, window^2)
         if mask is not None and len(mask) < len(windows):
             mask = mask.repeat(len(windows) // len(mask), 1, 1)  # of each picture
-        block = max(1, block_of(windows) // length) if block_of(windows) else len(windows)
+        block = block_of(windows) // length or len(windows)
         masks = [None] * len(windows) if mask is None else mask.split(block)
         return torch.cat([self._attend(part, bias, m) for part, m in zip(windows.split(block), masks)])
 
