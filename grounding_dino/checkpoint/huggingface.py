@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -49,8 +50,13 @@ def save_huggingface_folder(
     file of their own, which `transformers` does not read. The files appear in `folder` when all are written.
 
     Raises:
-        CheckpointError: the model is of a shape that `transformers` cannot express.
+        CheckpointError: the model is of a shape that `transformers` cannot express, or `transformers` is missing.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise CheckpointError(
+            "writing a Hugging Face folder needs the package transformers, which is not installed; "
+            "pip install transformers"
+        )
     tensors, aside = translate_for("huggingface", state, extras or {})
     if half:
         tensors, aside = to_half(tensors), to_half(aside)

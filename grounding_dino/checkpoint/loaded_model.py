@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from grounding_dino.checkpoint.checkpointer import GroundingCheckpointer
 
 # Methods of tensors and functions of torch.nn.init that draw, and their argument that says what to fill in instead. By
-# name, since transformers puts functions of its own into torch.nn.init.
+# name, which a method and a function that fills a tensor share.
 _DRAWING = {"normal_": "mean", "uniform_": "from", "kaiming_uniform_": ""}
 
 

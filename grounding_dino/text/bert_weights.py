@@ -51,7 +51,7 @@ def load_bert_weights(bert: nn.Module, source: str) -> None:
 
 
 def rename_bert_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names -> names of a `transformers.BertModel` without pooler."""
+    """Published names -> names of :class:`grounding_dino.text.bert.Bert`, which are those of today's files."""
     renamed = {}
     for name, value in weights.items():
         name = _PREFIX.sub("", name)

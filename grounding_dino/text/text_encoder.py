@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grounding_dino.layers.transfer import to_device
 from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
 from grounding_dino.text.batch import collate_prompts, pad_text
+from grounding_dino.text.bert import Bert
 from grounding_dino.text.bert_weights import load_bert_weights
 from grounding_dino.text.feature_cache import FeatureCache
 from grounding_dino.text.prompt_builder import PromptBuilder
@@ -17,9 +18,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    import transformers
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = "Modules that map a sequence of prompts to TextFeatures; built from a config."
@@ -34,34 +32,6 @@ def build_text_encoder(cfg: CfgNode) -> nn.Module | None:
     return TEXT_ENCODER_REGISTRY.get(name)(cfg) if name else None
 
 
-def build_bert(
-    *,
-    vocabulary_size: int,
-    hidden_size: int,
-    num_layers: int,
-    num_heads: int,
-    ffn_dim: int,
-    max_positions: int,
-    dropout: float,
-    attention: str = "sdpa",
-) -> transformers.BertModel:
-    """A randomly initialised BERT without pooler; `attention` is "sdpa" or "eager", with equal results."""
-    import transformers  # on use: it takes seconds
-
-    options: dict[str, Any] = {
-        "vocab_size": vocabulary_size,
-        "hidden_size": hidden_size,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": num_heads,
-        "intermediate_size": ffn_dim,
-        "max_position_embeddings": max_positions,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
-        "attn_implementation": attention,
-    }
-    return transformers.BertModel(transformers.BertConfig(**options), add_pooling_layer=False)
-
-
 @TEXT_ENCODER_REGISTRY.register()
 class BertEncoder(nn.Module):
     """BERT over the attention ranges of prompts, then a linear layer to the detector's width where it has one.
@@ -72,7 +42,7 @@ class BertEncoder(nn.Module):
     not depend on the other prompts of the batch.
 
     Args:
-        bert: a `transformers.BertModel`.
+        bert: the layers that read tokens.
         prompts: what it reads: vocabulary, longest prompt, and how far a token sees.
         embed_dim: width of the returned embeddings; None returns BERT's own.
         freeze: BERT keeps its weights and stays in eval mode; the projection is trained.
@@ -86,7 +56,7 @@ class BertEncoder(nn.Module):
     def __init__(
         self,
         *,
-        bert: transformers.BertModel,
+        bert: Bert,
         prompts: PromptBuilder,
         embed_dim: int | None,
         freeze: bool = False,
@@ -94,39 +64,34 @@ class BertEncoder(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if prompts.tokenizer.size > bert.config.vocab_size:
+        if prompts.tokenizer.size > bert.vocabulary_size:
             raise ValueError(
-                f"the vocabulary has {prompts.tokenizer.size} tokens, but BERT's table only {bert.config.vocab_size} "
+                f"the vocabulary has {prompts.tokenizer.size} tokens, but BERT's table only {bert.vocabulary_size} "
                 "rows; set MODEL.TEXT_ENCODER.VOCABULARY_SIZE to the size of MODEL.TEXT_ENCODER.VOCABULARY"
             )
-        if prompts.max_tokens > bert.config.max_position_embeddings:
+        if prompts.max_tokens > bert.max_positions:
             raise ValueError(
                 f"MODEL.TEXT_ENCODER.MAX_TOKENS {prompts.max_tokens} exceeds MAX_POSITIONS "
-                f"{bert.config.max_position_embeddings}: one long phrase would have no position embedding"
+                f"{bert.max_positions}: one long phrase would have no position embedding"
             )
         self.prompts = prompts
         self.freeze = freeze
         self.bert = bert
         self.projection: nn.Module = nn.Identity()
         if embed_dim is not None:
-            self.projection = nn.Linear(bert.config.hidden_size, embed_dim)
+            self.projection = nn.Linear(bert.hidden_size, embed_dim)
             nn.init.xavier_uniform_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
         self._cache: FeatureCache[TextFeatures] = FeatureCache(cache_size)
+        self.bert.activation_checkpointing = activation_checkpointing and not freeze
         if freeze:
             self.bert.requires_grad_(False)
-        elif activation_checkpointing:
-            # transformers 6 has only the first of these names, 4 only the second
-            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-            enable = next(getattr(self.bert, name) for name in names if hasattr(self.bert, name))
-            enable({"use_reentrant": False})
-            self.bert.config.use_cache = False  # only decoders have such a cache; asked for both, transformers warns
         self.train(self.training)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         options = cfg.MODEL.TEXT_ENCODER
-        bert = build_bert(
+        bert = Bert(
             vocabulary_size=options.VOCABULARY_SIZE,
             hidden_size=options.HIDDEN_SIZE,
             num_layers=options.NUM_LAYERS,
@@ -195,12 +160,10 @@ class BertEncoder(nn.Module):
     def encode(self, text: TokenizedText) -> Tensor:
         """BERT's last hidden state (B, T, hidden size) of a batch on this module's device."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            return self.bert(
-                input_ids=text.input_ids,
-                attention_mask=_bert_mask(text.attention_mask, self._compute_dtype()),
-                position_ids=text.position_ids,
-                token_type_ids=torch.zeros_like(text.input_ids),
-            ).last_hidden_state
+            hidden: Tensor = self.bert(
+                input_ids=text.input_ids, attention_mask=text.attention_mask, position_ids=text.position_ids
+            )
+        return hidden
 
     def _cached(self, prompts: Sequence[Prompt]) -> TextFeatures:
         """Like `_computed`, but each prompt, and the padding, is computed once, and its masks stay on the device."""
@@ -294,17 +257,3 @@ def _batch(rows: Sequence[TextFeatures], padding: TextFeatures | None) -> TextFe
         position_ids=torch.cat([row.position_ids for row in rows]),
         has_padding=padding is not None,
     )
-
-
-def _bert_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """The (B, T, T) mask, True where attention is allowed, as `transformers.BertModel` takes it.
-
-    From version 5 on it passes a 4-D mask through to the attention, where it must be additive: a boolean one
-    gives silently different numbers. Before, it refuses 4-D masks and makes a 3-D one additive itself.
-    """
-    import transformers
-
-    if int(transformers.__version__.split(".", 1)[0]) < 5:
-        return allowed.to(dtype)
-    additive = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return additive.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]  # (B, 1, T, T)

@@ -135,6 +135,13 @@ def test_the_processor_knows_its_words(tmp_path, make_model):
     assert processor.image_processor.size == {"shortest_edge": 800, "longest_edge": 1333}
 
 
+def test_without_transformers_the_error_says_so(tmp_path, make_model, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install transformers"):
+        save_huggingface_folder(str(tmp_path / "a"), make_model().state_dict())
+    assert not (tmp_path / "a").exists()
+
+
 def test_models_that_transformers_cannot_express(tmp_path, make_model):
     wide = make_model(**{"PIXEL_DECODER.TEXT_LAYER.FFN_DIM": 48})
     with pytest.raises(CheckpointError, match=r"half as wide.*\[32, 48\]"):

@@ -1,9 +1,10 @@
+from grounding_dino.text.bert import Bert
 from grounding_dino.text.bert_weights import load_bert_weights
-from grounding_dino.text.text_encoder import build_bert
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import BertConfig, BertModel
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def bert():
 
 
 def tiny_bert(hidden_size: int = 8):
-    return build_bert(
+    return Bert(
         vocabulary_size=20, hidden_size=hidden_size, num_layers=1, num_heads=2, ffn_dim=16, max_positions=8, dropout=0.0
     )
 
@@ -46,11 +47,12 @@ def test_published_names_from_a_file_and_a_folder(bert, tmp_path, name):
 
 
 def test_a_folder_written_by_transformers(bert, tmp_path):
-    bert.save_pretrained(tmp_path)
-    other = tiny_bert()
-    load_bert_weights(other, str(tmp_path))
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = BertModel(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=8))
+    theirs.save_pretrained(tmp_path)
+    load_bert_weights(bert, str(tmp_path))
     for name, value in bert.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name])
+        assert torch.equal(value, theirs.state_dict()[name])
 
 
 def test_weights_of_another_model_are_refused_by_name(bert, tmp_path):

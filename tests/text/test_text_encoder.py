@@ -5,26 +5,26 @@ import re
 from pathlib import Path
 
 from grounding_dino.config import add_grounding_dino_config
+from grounding_dino.text.bert import Bert
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, collate_prompts
 from grounding_dino.text.prompt_builder import PromptBuilder
-from grounding_dino.text.text_encoder import BertEncoder, build_bert, build_text_encoder
+from grounding_dino.text.text_encoder import BertEncoder, build_text_encoder
 from grounding_dino.text.tokenizer import build_tokenizer
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from safetensors.torch import save_file
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 NAMES = ["traffic light", "cat", "antidisestablishmentarianism"]
 
 
-def tiny_encoder(
-    attention: str = "sdpa", dropout: float = 0.0, embed_dim: int | None = 8, sub_sentence: bool = True, **options
-) -> BertEncoder:
+def tiny_encoder(dropout: float = 0.0, embed_dim: int | None = 8, sub_sentence: bool = True, **options) -> BertEncoder:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    bert = build_bert(
+    bert = Bert(
         vocabulary_size=tokenizer.size,
         hidden_size=16,
         num_layers=2,
@@ -32,7 +32,6 @@ def tiny_encoder(
         ffn_dim=32,
         max_positions=64,
         dropout=dropout,
-        attention=attention,
     )
     for name, parameter in bert.named_parameters():  # the default is too small to tell tokens apart
         if parameter.dim() == 2:
@@ -80,15 +79,10 @@ def test_a_name_sees_itself_alone(encoder):
     (prompt,) = build_category_prompts(NAMES, encoder.tokenizer)
     together = encoder.encode(collate_prompts([prompt]))[0]
     for ((start, end),) in prompt.token_spans:
-        alone = encoder.bert(input_ids=torch.tensor([prompt.input_ids[start : end + 1]])).last_hidden_state[0]
+        length = end + 1 - start
+        ids, everything = torch.tensor([prompt.input_ids[start : end + 1]]), torch.ones(1, length, length).bool()
+        alone = encoder.bert(ids, everything, torch.arange(length)[None])[0]
         torch.testing.assert_close(together[start : end + 1], alone, atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_eager_and_fused_attention_agree(encoder, prompts):
-    eager = tiny_encoder("eager").eval()
-    eager.load_state_dict(encoder.state_dict())
-    torch.testing.assert_close(eager(prompts).embeddings, encoder(prompts).embeddings, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -99,11 +93,9 @@ def test_a_prompt_does_not_depend_on_its_batch(encoder, prompts):
         torch.testing.assert_close(encoder([prompt]).embeddings[0], row[: len(prompt)], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_lower_precision(prompts, attention, dtype):
-    encoder = tiny_encoder(attention).eval()
+def test_lower_precision(encoder, prompts, dtype):
     expected = encoder(prompts).embeddings
     with torch.autocast("cpu", dtype):
         found = encoder(prompts).embeddings
@@ -112,8 +104,8 @@ def test_lower_precision(prompts, attention, dtype):
     torch.testing.assert_close(encoder.to(dtype)(prompts).embeddings.float(), expected, atol=0.15, rtol=0)
 
 
-def full_size_bert(attention: str = "sdpa"):
-    return build_bert(
+def full_size_bert() -> Bert:
+    return Bert(
         vocabulary_size=30522,
         hidden_size=768,
         num_layers=12,
@@ -121,16 +113,14 @@ def full_size_bert(attention: str = "sdpa"):
         ffn_dim=3072,
         max_positions=512,
         dropout=0.1,
-        attention=attention,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_full_size_bert_gives_the_authors_numbers(attention):
+def test_full_size_bert_gives_the_authors_numbers():
     golden = np.load(REFERENCE / "grounding_dino" / "swin_t_case1.npz")
-    encoder = BertEncoder(bert=full_size_bert(attention), prompts=PromptBuilder(), embed_dim=256).eval()
+    encoder = BertEncoder(bert=full_size_bert(), prompts=PromptBuilder(), embed_dim=256).eval()
     encoder.load_state_dict(reference_weights())
     prompts = [encoder.prompts.of_caption(str(caption)) for caption in golden["captions"]]
     hidden = encoder.encode(collate_prompts(prompts))
@@ -168,7 +158,7 @@ def glip_encoder():
 @pytest.mark.parametrize("cache", [True, False])
 @torch.no_grad()
 def test_one_sentence_is_an_ordinary_bert(glip_encoder, cache):
-    """As `transformers` runs it: a 0/1 mask over padding, and its own positions."""
+    """A mask over padding, which all tokens leave out, and positions from 0."""
     if not cache:
         glip_encoder._cache.size = 0
     (names,) = glip_encoder.prompts.of_categories(NAMES)
@@ -177,7 +167,8 @@ def test_one_sentence_is_an_ordinary_bert(glip_encoder, cache):
     ids = torch.zeros(3, len(names), dtype=torch.int64)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt.input_ids)
-    expected = glip_encoder.bert(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    seen = (ids != 0)[:, None].expand(-1, len(names), -1)
+    expected = glip_encoder.bert(ids, seen, torch.arange(len(names)).expand_as(ids))
     assert features.embeddings.shape == expected.shape == (3, len(names), 16)
     assert torch.equal(features.padding_mask, ids == 0)
     real = ~features.padding_mask
@@ -396,7 +387,7 @@ def test_building_from_a_config(tmp_path):
     options.HIDDEN_SIZE, options.NUM_LAYERS, options.NUM_HEADS, options.FFN_DIM = 16, 2, 2, 32
     options.FREEZE_ON, options.CACHE_SIZE, options.MAX_TOKENS, cfg.MODEL.EMBED_DIM = True, 3, 128, 8
     source = build_text_encoder(cfg)
-    source.bert.save_pretrained(tmp_path)
+    save_file(source.bert.state_dict(), tmp_path / "model.safetensors")
     options.WEIGHTS = "no/such/folder"  # building reads no file
     encoder = build_text_encoder(cfg)
     encoder.load_weights(str(tmp_path))
@@ -416,10 +407,10 @@ def test_building_from_a_config(tmp_path):
 
 def test_tables_too_small_are_refused():
     options = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "ffn_dim": 8, "dropout": 0.0}
-    small = build_bert(vocabulary_size=100, max_positions=512, **options)
+    small = Bert(vocabulary_size=100, max_positions=512, **options)
     with pytest.raises(ValueError, match="30522 tokens, but BERT's table only 100 rows"):
         BertEncoder(bert=small, prompts=PromptBuilder(), embed_dim=8)
-    short = build_bert(vocabulary_size=30522, max_positions=64, **options)
+    short = Bert(vocabulary_size=30522, max_positions=64, **options)
     with pytest.raises(ValueError, match="MAX_TOKENS 256 exceeds MAX_POSITIONS 64"):
         BertEncoder(bert=short, prompts=PromptBuilder(), embed_dim=8)
 
