@@ -38,6 +38,21 @@ def test_models_and_predictors_import_torch_and_little_more(module: str) -> None
     assert not modules_after(f"import {module}") & set(HEAVY)
 
 
+@pytest.mark.slow
+def test_a_model_with_text_does_without_transformers() -> None:
+    """Built from a file and used, and described as a training's log begins."""
+    code = """
+import grounding_dino.engine
+from grounding_dino.predictor import load_predictor
+from detectron2.utils.collect_env import collect_env_info
+import numpy as np
+predictor = load_predictor(device="cpu")
+predictor(np.zeros((64, 64, 3), dtype=np.uint8), categories=["blue star"])
+collect_env_info()
+"""
+    assert "transformers" not in modules_after(code)
+
+
 @pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
 def test_help_does_not_wait_for_torch(script: Path) -> None:
     code = (

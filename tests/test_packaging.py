@@ -78,8 +78,16 @@ def test_nobody_owns_the_name_detectron2():
 
 def test_dependencies_have_lower_bounds():
     wanted = requirements()
-    assert {"torch", "torchvision", "transformers", "tokenizers", "timm"} <= wanted.keys()
+    assert {"torch", "torchvision", "tokenizers", "timm"} <= wanted.keys()
     assert all(">=" in specifier for specifier in wanted.values())
+
+
+def test_transformers_is_for_those_who_ask():
+    """Models run without it; only Hugging Face folders, and comparisons with it, need it."""
+    needed, options = PYPROJECT.split("[project.optional-dependencies]")
+    assert '"transformers' not in needed
+    (declared,) = set(re.findall(r'"(transformers[^"]*)"', options))  # in all options alike
+    assert ">=" in declared
 
 
 def test_python_files_are_in_packages():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,13 +30,18 @@ class Timing(NamedTuple):
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What the times depend on beside the model."""
-    import transformers
-
     facts: dict[str, Any] = {"processor": _processor(), "threads": torch.get_num_threads()}
     if torch.device(device).type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()
-    return {**facts, "capability": capability, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {**facts, "capability": capability, "torch": torch.__version__, "transformers": _transformers()}
+
+
+def _transformers() -> str:
+    try:
+        return importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

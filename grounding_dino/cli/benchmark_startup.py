@@ -20,19 +20,16 @@ import json, time
 start = time.perf_counter(); import torch; torch_ready = time.perf_counter()
 import grounding_dino; package = time.perf_counter()
 import grounding_dino.predictor, grounding_dino.modeling; models = time.perf_counter()
-from transformers import BertModel; bert = time.perf_counter()
 print(json.dumps({
     "import torch": torch_ready - start,
     "import grounding_dino, after torch": package - torch_ready,
     "predictor and models, after that": models - package,
-    "transformers' BERT, after that (models with text)": bert - models,
 }))
 """
 _LOAD = """
 import json, sys, time
 import grounding_dino.modeling
 from grounding_dino.model_zoo import build_model, load_cfg
-from transformers import BertModel
 name, file = sys.argv[1:]
 cfg = load_cfg(name, ["MODEL.DEVICE", "cpu"])
 start = time.perf_counter(); build_model(cfg, file)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import grounding_dino
 
 DISTRIBUTION = "grounding-dino-detectron2"
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "fvcore", "numpy")
+PACKAGES = ("torch", "torchvision", "tokenizers", "timm", "fvcore", "numpy")
 PYTHON_TESTED = ((3, 10), (3, 13))
 VOCABULARY_MD5 = "64800d5d8528ce344256daf115d4965e"  # bert-base-uncased, as published
 REINSTALL = "Install this project again: pip install --force-reinstall . (or -e . in a checkout)."

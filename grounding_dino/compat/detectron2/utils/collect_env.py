@@ -10,7 +10,7 @@ import sys
 import torch
 from tabulate import tabulate
 
-_PACKAGES = ("torchvision", "numpy", "fvcore", "iopath", "cv2", "PIL", "pycocotools", "transformers", "timm")
+_PACKAGES = ("torchvision", "numpy", "fvcore", "iopath", "cv2", "PIL", "pycocotools", "timm")
 
 
 def _version(package: str) -> str:
