@@ -118,12 +118,22 @@ def block_of(x: Tensor) -> int:
     return 2048 * torch.get_num_threads()
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, of tokens (..., C) that it treats one by one, in blocks of `block_of(x)`."""
-    block, tokens = block_of(x), x.flatten(0, -2)
-    if not 0 < block < len(tokens):
-        return function(x)
-    return torch.cat([function(part) for part in tokens.split(block)]).view(*x.shape[:-1], -1)
+def in_blocks(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+    """`function(*tokens)`, of tensors (..., C) whose rows it treats one by one, in blocks of `block_of`.
+
+    The results have as many rows.
+    """
+    shape = tokens[0].shape[:-1]
+    block, count = block_of(tokens[0]), shape.numel()
+    if not 0 < block < count:
+        return function(*tokens)
+    rows = [x.reshape(count, x.shape[-1]) for x in tokens]
+    first = function(*(x[:block] for x in rows))
+    out = first.new_empty(count, first.shape[-1])  # blocks laid together afterwards would be there twice
+    out[:block] = first
+    for start in range(block, count, block):
+        out[start : start + block] = function(*(x[start : start + block] for x in rows))
+    return out.view(*shape, -1)
 
 
 def key_mask(padding_mask: Tensor) -> Tensor:

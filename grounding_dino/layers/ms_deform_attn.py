@@ -58,10 +58,20 @@ class MSDeformAttn(nn.Module):
         `query` (B, Q, C); `reference_points` (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh in [0, 1] of each padded level;
         `value` (B, S, C); `padding_mask` (B, S), True where the value does not count.
         """
+        value = self.project(value, padding_mask)
+        return self.attend(query, reference_points, value, spatial_shapes, level_start_index)
+
+    def project(self, value: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, S, C) -> what queries sample, (B, S, heads, C / heads); the mask is that of `forward`."""
         value = linear(self.value_proj, value)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
-        value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, heads, C / heads)
+        return value.unflatten(-1, (self.num_heads, -1))
+
+    def attend(
+        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor
+    ) -> Tensor:
+        """As `forward`, of a `value` that `project` gave: queries may come in parts."""
         points = (self.num_heads, self.num_levels, self.num_points)
         weights = linear(self.attention_weights, query).unflatten(-1, (self.num_heads, -1))
         weights = as_float32_at_least(weights).softmax(-1).unflatten(-1, points[1:])  # (B, Q, heads, L, points)

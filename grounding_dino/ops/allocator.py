@@ -8,8 +8,7 @@ import os
 import sys
 
 # of mallopt(3)
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_TOP_PAD_BYTES = 64 << 20
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 # Whoever sets one of these has chosen an allocator, or its settings.
 _CHOSEN = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -39,5 +38,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _TOP_PAD_BYTES))
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
     return all(mallopt(option, value) for option, value in settings)

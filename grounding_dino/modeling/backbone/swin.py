@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from grounding_dino.layers.blocks import FeedForward, StochasticDepth, block_of
+from grounding_dino.layers.blocks import FeedForward, StochasticDepth, block_of, in_blocks
 from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.ops.linear import linear
 
@@ -83,7 +83,10 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` (B, H, W, C); `mask` separates what a cyclic shift brought together, None without shift."""
         x = x + self.drop_path(self._attend(self.norm1(x), mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(in_blocks(self._feed_forward, x))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         _, height, width, _ = x.shape

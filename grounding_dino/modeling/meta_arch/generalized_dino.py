@@ -124,13 +124,15 @@ class GeneralizedDINO(PromptedDetector):
         """
         images = self.preprocess_image(batched_inputs)
         prompts = [self.prompts_of(inputs) for inputs in batched_inputs]
+        sizes = [size_of(image) for image in images]
         features = self.extract_features(images)
+        del images  # before the encoder, which needs the most memory
         if self.training:
             return self.losses(features, [p[0] for p in prompts], batched_inputs)
         predictions = self.predict(features, prompts)
         return [
-            postprocess_picture(found, inputs, size_of(image), self.detections_per_image, self.masks, frame)
-            for found, inputs, image, frame in zip(predictions, batched_inputs, images, features.frames)
+            postprocess_picture(found, inputs, size, self.detections_per_image, self.masks, frame)
+            for found, inputs, size, frame in zip(predictions, batched_inputs, sizes, features.frames)
         ]
 
     def extract_features(self, images: list[Tensor]) -> FeaturePyramid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from grounding_dino.layers.blocks import FeedForward
+from grounding_dino.layers.blocks import FeedForward, block_of, in_blocks
 from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn
 from grounding_dino.layers.position_encoding import image_position_embedding
@@ -37,8 +37,27 @@ class ImageLayer(nn.Module):
         self, tokens: Tensor, position: Tensor, reference_points: Tensor, memory: Memory, padding_mask: Tensor | None
     ) -> Tensor:
         """`tokens` (B, S, C) are this layer's input; `memory` gives the layout of the levels."""
-        attended = self.self_attention(
-            tokens + position, reference_points, tokens, memory.spatial_shapes, memory.level_start_index, padding_mask
+        value = self.self_attention.project(tokens, padding_mask)
+        points = reference_points.flatten(2)  # rows of tokens, like the others
+        if not block_of(tokens):
+            return self._layer(tokens, position, points, value, memory)
+        alike = (x.expand(len(tokens), -1, -1) for x in (position, points))
+        pictures = [self._in_blocks(*picture, memory) for picture in zip(tokens, *alike, value)]
+        return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
+
+    def _in_blocks(self, tokens: Tensor, position: Tensor, points: Tensor, value: Tensor, memory: Memory) -> Tensor:
+        """One picture (S, C), some of its tokens at a time."""
+
+        def layer(*rows: Tensor) -> Tensor:
+            tokens, position, points = (x[None] for x in rows)
+            return self._layer(tokens, position, points, value[None], memory)[0]
+
+        return in_blocks(layer, tokens, position, points)
+
+    def _layer(self, tokens: Tensor, position: Tensor, points: Tensor, value: Tensor, memory: Memory) -> Tensor:
+        """Of all tokens, or some: what they look at is `value`."""
+        attended = self.self_attention.attend(
+            tokens + position, points.unflatten(2, (-1, 2)), value, memory.spatial_shapes, memory.level_start_index
         )
         tokens = self.norm1(tokens + self.dropout(attended))
         return self.norm2(tokens + self.dropout(self.ffn(tokens)))
@@ -140,6 +159,7 @@ class DeformableEncoder(nn.Module):
         # without padding the masks are all False: leaving them out saves a pass and allows faster attention
         padding_mask = memory.padding_mask if memory.has_padding else None
         tokens, text_tokens, text_position = memory.features, None, None
+        memory = dataclasses.replace(memory, features=tokens.new_empty(0))  # so that the first layer's input is freed
         if text is not None:
             text_tokens, text_position = text.embeddings, text_position_embedding(text)
         for layer in self.layers:

@@ -43,14 +43,13 @@ class TextFusionLayer(nn.Module):
         """`image` (B, S, C) and `text` (B, T, C) -> both, each informed by the other."""
         image, text = self.norm_image(image), self.norm_text(text)
         image_delta, text_delta = self.attention(image, text, image_padding_mask, text_padding_mask)
-        image = image + self.drop_path(_scaled(image_delta, self.gamma_image, image))
-        text = text + self.drop_path(_scaled(text_delta, self.gamma_text, text))
-        return image, text
+        image = _added(image, self.gamma_image, self.drop_path(image_delta))
+        return image, _added(text, self.gamma_text, self.drop_path(text_delta))
 
 
-def _scaled(delta: Tensor, gamma: Tensor, tokens: Tensor) -> Tensor:
-    """`gamma` * `delta` in the tokens' precision: a parameter in float32 would make them float32 under autocast."""
-    return gamma.to(tokens.dtype) * delta.to(tokens.dtype)
+def _added(tokens: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
+    """`tokens + gamma * delta` in the tokens' precision: a parameter in float32 would make them so under autocast."""
+    return torch.addcmul(tokens, gamma.to(tokens.dtype), delta.to(tokens.dtype))
 
 
 class TextLayer(nn.Module):

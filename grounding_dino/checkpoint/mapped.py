@@ -1,0 +1,54 @@
+"""The memory of checkpoints that are mapped from their files (`torch.load(mmap=True)`)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+_MADV_DONTNEED = 4
+_PART_BYTES = 64 << 20
+_MAPS = Path("/proc/self/maps")
+
+
+def load_in_parts(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """`model.load_state_dict(state, strict=False)`, tensors of the file `path` being in memory a part at a time.
+
+    Else a model would need twice its size while it is loaded. Nobody may have written into the tensors of the file.
+    """
+    for part in _parts(state):
+        model.load_state_dict(part, strict=False)
+        release_pages(path)
+
+
+def _parts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in state.items():
+        part[name] = tensor
+        size += tensor.numel() * tensor.element_size()
+        if size >= _PART_BYTES:
+            yield part
+            part, size = {}, 0
+    yield part
+
+
+def release_pages(path: str) -> None:
+    """Take the pages of the file `path` out of this process's memory; what is read again comes back from the file.
+
+    Without effect on systems other than Linux.
+    """
+    if not sys.platform.startswith("linux") or not _MAPS.exists() or not os.path.isfile(path):
+        return
+    madvise = ctypes.CDLL(None).madvise
+    path = os.path.realpath(path)
+    for line in _MAPS.read_text().splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ...p \S+ \S+ \S+ +(/.*)", line)
+        if found and found[3] == path:
+            start, end = int(found[1], 16), int(found[2], 16)
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
