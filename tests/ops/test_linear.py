@@ -57,13 +57,37 @@ def test_autocast_computes_in_its_precision() -> None:
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
 
 
-def test_gradient_and_other_layers_take_the_plain_way() -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_equal_those_of_plain_operators(activation: str, bias: bool) -> None:
+    layer, x = example()
+    given = [x.requires_grad_(), layer.weight, *([layer.bias] if bias else [])]
+    towards = torch.randn(2, 7, 40)
+    with Called() as called:
+        found = torch.autograd.grad(affine(*given, *([] if bias else [None]), activation), given, towards)
+    assert "mkldnn::_linear_pointwise" in called.names
+    plain = ACTIVATIONS[activation](F.linear(*given))
+    for gradient, expected in zip(found, torch.autograd.grad(plain, given, towards)):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
+    layer, x = example()
+    given = {"x": x.requires_grad_(), "weight": layer.weight, "bias": layer.bias}
+    given[frozen].requires_grad_(False)
+    affine(**given).sum().backward()
+    assert {name for name, tensor in given.items() if tensor.grad is None} == {frozen}
+
+
+def test_other_precisions_and_layers_take_the_plain_way() -> None:
     layer, x = example()
     with Called() as called:
-        linear(layer, x, "relu").sum().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            linear(layer, x, "relu").sum().backward()
         with torch.no_grad():
             linear(nn.Sequential(layer), x)
-            linear(layer.double(), x.double())
+        linear(layer.double(), x.double()).sum().backward()
     assert "mkldnn::_linear_pointwise" not in called.names
     assert layer.weight.grad is not None
 
