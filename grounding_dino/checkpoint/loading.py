@@ -13,7 +13,7 @@ from grounding_dino.checkpoint.download import local_path
 from grounding_dino.checkpoint.files import CheckpointError
 from grounding_dino.checkpoint.fitting import fit_heads, select_coco_rows
 from grounding_dino.checkpoint.likely_config import likely_config
-from grounding_dino.checkpoint.mapped import load_in_parts
+from grounding_dino.checkpoint.mapped import load_and_release
 from grounding_dino.checkpoint.origins import LoadedCheckpoint, load_checkpoint
 from grounding_dino.checkpoint.report import LoadReport, listed
 
@@ -70,7 +70,7 @@ def load_checkpoint_into(
     if not report.taken:
         raise CheckpointError(f"nothing in {checkpoint.path} fits the model; {likely_config(checkpoint.state)}")
     untuned = {name: torch.zeros(expected[name].shape) for name in report.new if name == _PROMPT_VECTORS}
-    load_in_parts(model, {**{name: state[name] for name in report.taken}, **untuned}, checkpoint.path)
+    load_and_release(model, {**{name: state[name] for name in report.taken}, **untuned}, checkpoint.path)
     if untuned:
         logger.info("%s has no prompt vectors (MODEL.DENSE_HEAD.PROMPT_VECTORS): they begin as zeros", checkpoint.path)
     level = logging.WARNING if problems else logging.INFO

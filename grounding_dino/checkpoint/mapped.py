@@ -6,8 +6,9 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,26 +17,27 @@ _PART_BYTES = 64 << 20
 _MAPS = Path("/proc/self/maps")
 
 
-def load_in_parts(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """`model.load_state_dict(state, strict=False)`, tensors of the file `path` being in memory a part at a time.
+def load_and_release(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """`model.load_state_dict(state, strict=False)`, letting go of the file `path` as its tensors are copied.
 
     Else a model would need twice its size while it is loaded. Nobody may have written into the tensors of the file.
     """
-    for part in _parts(state):
-        model.load_state_dict(part, strict=False)
+    copied = 0
+
+    def count(module: nn.Module, _: Any) -> None:
+        nonlocal copied
+        copied += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+        if copied >= _PART_BYTES:
+            release_pages(path)
+            copied = 0
+
+    hooks = [module.register_load_state_dict_post_hook(count) for module in model.modules()]
+    try:
+        model.load_state_dict(dict(state), strict=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
         release_pages(path)
-
-
-def _parts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    part: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in state.items():
-        part[name] = tensor
-        size += tensor.numel() * tensor.element_size()
-        if size >= _PART_BYTES:
-            yield part
-            part, size = {}, 0
-    yield part
 
 
 def release_pages(path: str) -> None:
