@@ -321,7 +321,7 @@ def _add_evaluation(cfg: CN) -> None:
     # Of Instances: "bitmask" gives pred_masks, "rle" pred_masks_rle, encoded in chunks; evaluations have the latter.
     cfg.TEST.MASK_FORMAT = "bitmask"
     cfg.TEST.PANOPTIC_FILES_ON = False  # write panoptic results in COCO's format (json and PNGs) below OUTPUT_DIR
-    cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations
+    cfg.TEST.PRECISION = "float32"  # or "bfloat16", "float16": autocast of evaluations and predictors
     # Of models built to detect (load_predictor, the demo), not of trainings and their evaluations:
     cfg.TEST.COMPILE_ON = False  # torch.compile of what sees pictures; the first ones wait for the compiler
     cfg.TEST.CUDA_GRAPHS_ON = False  # replay CUDA graphs for sizes that come again; has no effect on a CPU

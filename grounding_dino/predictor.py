@@ -17,6 +17,7 @@ from typing import Any
 
 from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
 from grounding_dino.pictures import PicturePreparation, to_rgb
+from grounding_dino.precision import precision_of, running_in
 from grounding_dino.structures import InstanceList
 from grounding_dino.text.phrases import best_words, decode_phrases
 
@@ -36,7 +37,8 @@ Labels = InstanceList[str]
 class GroundingPredictor:
     """Finds what a text names, or what a model of fixed classes knows, in pictures of any kind, with one model.
 
-    `GroundingPredictor(cfg)` builds the model of a configuration and loads its MODEL.WEIGHTS;
+    `GroundingPredictor(cfg)` builds the model of a configuration, loads its MODEL.WEIGHTS, and runs it in its
+    TEST.PRECISION;
     `GroundingPredictor(model=...)` wraps a model that exists. Pictures are resized as Detectron2 does it for
     testing, and detections are given in the original picture's pixels.
     """
@@ -50,16 +52,19 @@ class GroundingPredictor:
         max_size: int = 1333,
         input_format: str = "RGB",
         weights: str = "",
+        precision: torch.dtype | None = None,
     ) -> None:
         """
         Args:
             model: called with Detectron2's list of dicts.
             min_size, max_size, input_format: of :class:`PicturePreparation`.
             weights: where the model's weights come from, for messages.
+            precision: bfloat16 or float16 runs the model under autocast; None as it is, and as autocast is around it.
         """
         self.prepare = PicturePreparation(min_size, max_size, input_format)
         self.model = model.eval()
         self.weights = weights
+        self.precision = precision
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -69,6 +74,7 @@ class GroundingPredictor:
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "input_format": cfg.INPUT.FORMAT,
             "weights": cfg.MODEL.WEIGHTS,
+            "precision": precision_of(cfg),
         }
 
     @property
@@ -186,7 +192,8 @@ class GroundingPredictor:
     def _answers(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The model's answers; ValueError where they are NaN or infinite."""
         try:
-            answers: list[dict[str, Any]] = self.model(inputs)
+            with running_in(self.precision, getattr(self.model, "device", "cpu")):
+                answers: list[dict[str, Any]] = self.model(inputs)
         except FloatingPointError as error:
             raise ValueError(describe_non_finite(self.model, self.weights)) from error
         if not all(answer["instances"].scores.isfinite().all() for answer in answers if "instances" in answer):

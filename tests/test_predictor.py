@@ -336,6 +336,22 @@ def test_unknown_checkpoint_file_is_named(tmp_path):
 # Work that is done once
 
 
+@pytest.mark.parametrize("name, dtype", [("float32", None), ("bfloat16", torch.bfloat16)])
+def test_runs_in_the_precision_of_the_configuration(picture, name, dtype):
+    predictor = GroundingPredictor(load_cfg("shapes_tiny", [*TINY, "TEST.PRECISION", name]))
+    seen = []
+    predictor.model.backbone.register_forward_hook(
+        lambda *_: seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+    )
+    predictor(picture, NAMES)
+    assert seen == [dtype]
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="unknown TEST.PRECISION 'half'"):
+        GroundingPredictor(load_cfg("shapes_tiny", [*TINY, "TEST.PRECISION", "half"]))
+
+
 def test_a_batch_runs_backbone_and_text_once(predictor, picture):
     """Per-image prompts in one batch: equal pictures share the backbone's run, equal prompts the text encoder's."""
     model, seen = predictor.model, {"backbone": [], "text": []}

@@ -47,6 +47,7 @@ from grounding_dino.engine.train_step import TrainStep
 from grounding_dino.engine.writers import WandbWriter, check_wandb
 from grounding_dino.evaluation.build import build_evaluator, check_evaluation
 from grounding_dino.modeling.mask_results import encoded_masks
+from grounding_dino.precision import precision_of, running_in
 
 import torch
 from detectron2.config import CfgNode
@@ -59,8 +60,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer(DefaultTrainer):
@@ -134,10 +133,9 @@ class Trainer(DefaultTrainer):
     ) -> OrderedDict[str, Any]:
         """Metrics of the data set of DATASETS.TEST, or of several, keyed by their names."""
         register_extra_datasets(cfg.DATASETS.EXTRA)
-        precision = _evaluation_precision(cfg)
-        device = torch.device(cfg.MODEL.DEVICE).type
+        precision = precision_of(cfg)
         encoded = encoded_masks(model) if evaluators is None else contextlib.nullcontext()
-        with gathered(model), encoded, torch.autocast(device, precision, enabled=precision is not None):
+        with gathered(model), encoded, running_in(precision, cfg.MODEL.DEVICE):
             return super().test(cfg, model, evaluators)
 
     def train(self) -> Any:  # type: ignore[override]
@@ -277,7 +275,7 @@ def check_test_sets(cfg: CfgNode) -> None:
     Raises:
         ValueError: one cannot be evaluated on, TEST.PRECISION is unknown, or a number of TEST cannot be.
     """
-    _evaluation_precision(cfg)
+    precision_of(cfg)
     lowest = {"DETECTIONS_PER_IMAGE": 1, "MAX_DETECTIONS": 1}
     lowest |= dict.fromkeys(("CATEGORIES_PER_PROMPT", "DESCRIPTIONS_PER_PROMPT", "PROMPTS_PER_BATCH"), 0)
     for key, least in lowest.items():
@@ -294,9 +292,3 @@ def check_test_sets(cfg: CfgNode) -> None:
             raise ValueError(
                 f'{name!r} of {key} cannot be evaluated on: {error} (to train without evaluation, set {key} "()")'
             ) from error
-
-
-def _evaluation_precision(cfg: CfgNode) -> torch.dtype | None:
-    if cfg.TEST.PRECISION not in PRECISIONS:
-        raise ValueError(f"unknown TEST.PRECISION {cfg.TEST.PRECISION!r}; choose from {sorted(PRECISIONS)}")
-    return PRECISIONS[cfg.TEST.PRECISION]
