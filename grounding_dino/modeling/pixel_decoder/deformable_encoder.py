@@ -41,8 +41,8 @@ class ImageLayer(nn.Module):
         points = reference_points.flatten(2)  # rows of tokens, like the others
         if not block_of(tokens):
             return self._layer(tokens, position, points, value, memory)
-        alike = (x.expand(len(tokens), -1, -1) for x in (position, points))
-        pictures = [self._in_blocks(*picture, memory) for picture in zip(tokens, *alike, value)]
+        position, points = (x.expand(len(tokens), -1, -1) for x in (position, points))
+        pictures = [self._in_blocks(*picture, memory) for picture in zip(tokens, position, points, value)]
         return pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
 
     def _in_blocks(self, tokens: Tensor, position: Tensor, points: Tensor, value: Tensor, memory: Memory) -> Tensor:
