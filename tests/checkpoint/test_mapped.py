@@ -48,9 +48,9 @@ def test_the_file_leaves_memory_while_it_is_copied(tmp_path: Path, monkeypatch: 
     assert sum(float(tensor.sum()) for tensor in state.values()) != 0  # looks at every page
     assert mapped_bytes(path) >= 8 * MIB
     monkeypatch.setattr(mapped, "_PART_BYTES", 2 * MIB)
+    model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
     seen = []
     model[5].register_load_state_dict_post_hook(lambda *_: seen.append(mapped_bytes(path)))
-    model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
     load_and_release(model, state, str(path))
     assert seen[0] <= 5 * MIB and mapped_bytes(path) < MIB
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
