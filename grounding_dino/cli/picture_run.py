@@ -48,11 +48,17 @@ class Report:
 
 
 def number_of_workers(pictures: int, device: torch.device) -> int:
-    """As many processes as keep the model busy: one beside a model on the CPU, which needs the cores itself."""
+    """As many processes as keep the model busy, from the cores that it leaves free.
+
+    A model on the CPU leaves those beyond torch's threads, by default none: a worker that takes a core from one thread
+    lets the others wait, and a run takes longer with it than without.
+    """
     if pictures <= FEW_PICTURES or not can_fork():
         return 0
     cores = len(os.sched_getaffinity(0))
-    return 1 if device.type == "cpu" else max(1, min(MOST_WORKERS, cores - 1))
+    if device.type == "cpu":
+        return max(0, min(MOST_WORKERS, cores - torch.get_num_threads()))
+    return max(1, min(MOST_WORKERS, cores - 1))
 
 
 class PictureRun:

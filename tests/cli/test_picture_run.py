@@ -133,11 +133,17 @@ def test_few_pictures_are_under_way_at_a_time(predictor, pictures, tmp_path, mon
     assert len(report.records) == 50 and 1 < most <= 5
 
 
-def test_workers_by_device():
-    assert number_of_workers(2, torch.device("cpu")) == 0
-    if picture_workers.can_fork():
-        assert number_of_workers(100, torch.device("cpu")) == 1
-        assert 1 <= number_of_workers(100, torch.device("cuda")) <= 8
+@pytest.mark.skipif(not picture_workers.can_fork(), reason="processes cannot be forked here")
+@pytest.mark.parametrize(
+    "device, threads, wanted", [("cpu", 4, 0), ("cpu", 3, 1), ("cpu", 8, 0), ("cuda", 4, 3), ("cuda", 1, 3)]
+)
+def test_workers_take_the_cores_that_are_free(
+    device: str, threads: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert number_of_workers(100, torch.device(device)) == wanted
+    assert number_of_workers(2, torch.device(device)) == 0
 
 
 # Batches
