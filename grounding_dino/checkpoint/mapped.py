@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,25 @@ from torch import Tensor, nn
 
 _MADV_DONTNEED = 4
 _PART_BYTES = 64 << 20
-_MAPS = Path("/proc/self/maps")
+_SMAPS = Path("/proc/self/smaps")
+# A private mapping of a file, and what the kernel counts in it.
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ...p \S+ \S+ \S+ +(/.*)\n((?:\w+:.*\n)+)", re.MULTILINE)
+_WRITTEN = re.compile(r"^(?:Anonymous|Swap): +[1-9]", re.MULTILINE)  # pages that are no longer the file's
 
 
 def load_and_release(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
     """`model.load_state_dict(state, strict=False)`, letting go of the file `path` as its tensors are copied.
 
-    Else a model would need twice its size while it is loaded. Nobody may have written into the tensors of the file.
+    Else a model would need twice its size while it is loaded.
     """
+    mappings = mappings_of(path, state)
     copied = 0
 
     def count(module: nn.Module, _: Any) -> None:
         nonlocal copied
         copied += sum(parameter.nbytes for parameter in module.parameters(recurse=False))
         if copied >= _PART_BYTES:
-            release_pages(path)
+            release_pages(mappings)
             copied = 0
 
     hooks = [module.register_load_state_dict_post_hook(count) for module in model.modules()]
@@ -37,20 +41,28 @@ def load_and_release(model: nn.Module, state: Mapping[str, Tensor], path: str) -
     finally:
         for hook in hooks:
             hook.remove()
-        release_pages(path)
+        release_pages(mappings)
 
 
-def release_pages(path: str) -> None:
-    """Take the pages of the file `path` out of this process's memory; what is read again comes back from the file.
+def mappings_of(path: str, state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """Where (start, end) the file `path` is mapped for tensors of `state`, as long as these live.
 
-    Without effect on systems other than Linux.
+    A mapping that somebody wrote into is left out: its changes are in memory alone. None on systems other than Linux.
     """
-    if not sys.platform.startswith("linux") or not _MAPS.exists() or not os.path.isfile(path):
-        return
-    madvise = ctypes.CDLL(None).madvise
+    if not sys.platform.startswith("linux") or not _SMAPS.exists() or not os.path.isfile(path):
+        return []
     path = os.path.realpath(path)
-    for line in _MAPS.read_text().splitlines():
-        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ...p \S+ \S+ \S+ +(/.*)", line)
-        if found and found[3] == path:
-            start, end = int(found[1], 16), int(found[2], 16)
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+    places = [tensor.data_ptr() for tensor in state.values() if tensor.device.type == "cpu"]
+    found = []
+    for start, end, file, counts in _MAPPING.findall(_SMAPS.read_text()):
+        first, last = int(start, 16), int(end, 16)
+        if file == path and "Anonymous:" in counts and not _WRITTEN.search(counts):
+            found += [(first, last)] if any(first <= place < last for place in places) else []
+    return found
+
+
+def release_pages(mappings: Iterable[tuple[int, int]]) -> None:
+    """Take pages of files out of this process's memory; what is read again comes back from the file."""
+    for start, end in mappings:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)

@@ -63,7 +63,8 @@ class BiAttention(nn.Module):
             return self._project(image, keys, values, image_padding_mask, text_padding_mask)
         image = image.to(keys.dtype)  # once, where autocast would do it for every product
         folded = self._fold(keys, values, image.dtype)
-        if block_of(image) and image_padding_mask is None:
+        # float16 cannot hold the sums of a block's tokens before they are divided
+        if block_of(image) and image_padding_mask is None and image.dtype != torch.float16:
             to_image, pooled = self._read_in_blocks(image, folded, text_padding_mask)
         else:
             to_image, pooled = self._read(image, folded, image_padding_mask, text_padding_mask)

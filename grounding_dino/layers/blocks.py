@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TOKENS_PER_THREAD = 2048  # of a block
+
 
 class MLP(nn.Module):
     """`num_layers` linear layers with ReLU between them; the sub-modules are `layers.{i}`."""
@@ -115,7 +117,7 @@ def block_of(x: Tensor) -> int:
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return 0
-    return 2048 * torch.get_num_threads()
+    return TOKENS_PER_THREAD * torch.get_num_threads()
 
 
 def in_blocks(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._guards import detect_fake_mode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -17,8 +18,8 @@ def kept_for_sizes(count: int) -> Callable[[Function], Function]:
     """Decorator: keep what a function returned for its last `count` different (hashable) arguments.
 
     Results are shared, so nobody may change them. While a graph is traced the function runs: constants of a size have
-    no place in a graph for all sizes. What is kept was computed without gradient and outside of inference mode, and so
-    serves training too.
+    no place in a graph for all sizes. So it does under a `FakeTensorMode`, whose tensors have no values. What is kept
+    was computed without gradient and outside of inference mode, and so serves training too.
     """
 
     def decorate(function: Function) -> Function:
@@ -29,7 +30,7 @@ def kept_for_sizes(count: int) -> Callable[[Function], Function]:
 
         @functools.wraps(function)
         def kept(*arguments: Any) -> Any:
-            if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            if torch.compiler.is_compiling() or torch.jit.is_tracing() or detect_fake_mode() is not None:
                 return function(*arguments)
             result = compute(*arguments)
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():

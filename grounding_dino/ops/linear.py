@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -20,9 +19,9 @@ def linear(layer: nn.Module, x: Tensor, activation: str = "none") -> Tensor:
 
     On CPUs a plain `nn.Linear` is left to oneDNN: its products of float32 matrices are a third faster than MKL's on
     some processors, and without gradients bias and GELU cost no pass of their own. Results differ in rounding alone.
-    A layer that is something else, an adapter say, is called.
+    A layer that is something else, an adapter say, or has hooks, which may watch it or make its weight, is called.
     """
-    if type(layer) is not nn.Linear:
+    if type(layer) is not nn.Linear or _has_hooks(layer):
         output: Tensor = _ACTIVATIONS[activation](layer(x))
         return output
     return affine(x, layer.weight, layer.bias, activation)
@@ -31,7 +30,7 @@ def linear(layer: nn.Module, x: Tensor, activation: str = "none") -> Tensor:
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """As :func:`linear`, of `weight` (out, in) and `bias` (out)."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if not _fits(x, weight, dtype):
+    if not _fits(x, weight, bias, dtype):
         return _ACTIVATIONS[activation](F.linear(x, weight, bias))
     if torch.is_grad_enabled():
         learned: Tensor = _Product.apply(x, weight, bias)
@@ -43,6 +42,10 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
         return widened
     output = _product(x, weight, bias)
     return output.relu_() if activation == "relu" else output  # oneDNN's own ReLU makes NaN 0: broken weights hid
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,30 +68,34 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
         return (
-            _product(gradient, weight.t(), None) if of_x else None,
+            affine(gradient, weight.t(), None) if of_x else None,  # which has a gradient itself
             rows.t() @ x.flatten(0, -2) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
 
-def _fits(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
     return (
         x.device.type == "cpu"
         and weight.device.type == "cpu"
         and dtype in _DTYPES
         and (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
+        and x.dtype != torch.float64  # which autocast leaves
         and not (torch.is_grad_enabled() and (dtype != torch.float32 or torch.is_autocast_enabled("cpu")))
         and type(weight) in (Tensor, nn.Parameter)  # quantised weights have products of their own
         and type(x) is Tensor
         and x.numel() > 0
+        and x.dim() > 1
+        and x.shape[-1] == weight.shape[-1]  # oneDNN does not say what is wrong
+        and (bias is None or bias.is_contiguous())  # oneDNN reads on from its first number
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags
         and _onednn_works()
     )
 
@@ -99,7 +106,8 @@ def _onednn_works() -> bool:
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if operator is None or not torch.backends.mkldnn.is_available():
         return False
-    x, weight, bias = torch.eye(4)[:3], torch.arange(8.0).view(2, 4) - 3, torch.tensor([0.5, -0.5])
+    x = torch.eye(4, device="cpu", dtype=torch.float32)[:3]  # whatever the defaults are at the moment
+    weight, bias = x.new_tensor([[-3, -2, -1, 0], [1, 2, 3, 4]]), x.new_tensor([0.5, -0.5])
     try:
         with torch.autocast("cpu", enabled=False):  # whoever asks first, the answer is kept
             return all(

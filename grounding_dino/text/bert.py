@@ -5,7 +5,7 @@ Parameters have the names that published files have, so that these, adapters and
 
 from __future__ import annotations
 
-from grounding_dino.layers.blocks import block_of, in_blocks
+from grounding_dino.layers.blocks import in_blocks
 from grounding_dino.ops.linear import linear
 
 import torch
@@ -109,7 +109,7 @@ class BertLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`x` (B, T, hidden size) -> the same shape; `mask` (B, 1, T, T)."""
         x = self.attention["output"](self.attention["self"](x, mask), x)
-        return in_blocks(self._feed_forward, x) if block_of(x) else self._feed_forward(x)
+        return in_blocks(self._feed_forward, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.output(linear(self.intermediate["dense"], x, "gelu"), x)

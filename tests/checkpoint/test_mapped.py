@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from grounding_dino.checkpoint import mapped
-from grounding_dino.checkpoint.mapped import load_and_release, release_pages
+from grounding_dino.checkpoint.mapped import load_and_release, mappings_of
 
 import pytest
 import torch
@@ -58,10 +58,35 @@ def test_the_file_leaves_memory_while_it_is_copied(tmp_path: Path, monkeypatch: 
     assert not model[0]._load_state_dict_post_hooks
 
 
+@LINUX
+def test_what_was_written_into_a_mapping_is_kept(tmp_path: Path) -> None:
+    """A mapping is private: writes stay in memory, and would be lost with its pages."""
+    path = tmp_path / "model.pth"
+    model, trained = saved(path), saved(path)
+    trained.load_state_dict(read(path), assign=True)  # its weights are the mapping
+    state = read(path)
+    with torch.no_grad():
+        for weight in (*trained.parameters(), state["0.weight"], state["7.weight"]):
+            weight.add_(1)
+    expected = [weight.clone() for weight in trained.parameters()]
+    load_and_release(model, state, str(path))
+    assert all(torch.equal(weight, kept) for weight, kept in zip(trained.parameters(), expected))
+    assert torch.equal(model[7].weight, expected[7]) and torch.equal(state["7.weight"], expected[7])
+
+
 def test_files_that_are_not_mapped_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     model = saved(path, 1)
     state = torch.load(path, weights_only=True)
-    release_pages(str(path))
-    release_pages(str(tmp_path / "missing.pth"))
+    assert mappings_of(str(path), state) == mappings_of(str(tmp_path / "missing.pth"), state) == []
+    load_and_release(model, state, str(path))
     assert torch.equal(state["0.weight"], model.state_dict()["0.weight"])
+
+
+@LINUX
+def test_other_mappings_of_the_file_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    saved(path, 1)
+    mine, other = read(path), read(path)
+    (place,) = mappings_of(str(path), mine)
+    assert place not in mappings_of(str(path), other)

@@ -3,6 +3,7 @@
 import math
 
 import grounding_dino  # noqa: F401
+from grounding_dino.layers import bi_attention
 from grounding_dino.layers.bi_attention import BiAttention
 
 import numpy as np
@@ -62,6 +63,27 @@ def test_equals_published_formula(with_padding: bool, size: float) -> None:
         published(module, image * size, text * size, mask, text_padded),
     ):
         np.testing.assert_allclose(ours.detach().numpy(), expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_blocks_of_image_tokens_equal_published_formula(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bi_attention, "block_of", lambda _: block)
+    module, image, text, _, text_padded = inputs()
+    with torch.no_grad():
+        found = module(image * 5, text * 5, None, text_padded)
+    for ours, expected in zip(found, published(module, image * 5, text * 5, None, text_padded)):
+        np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_sums_of_many_tokens_stay_finite_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bi_attention, "block_of", lambda _: 4000)
+    module, _, text, _, _ = inputs()
+    image = torch.randn(2, 4000, 6) / 100 + 30
+    module.query_image.weight.zero_()  # so that all tokens have the same share
+    expected = module(image, text, None, None)[1]
+    found = module.half()(image.half(), text.half(), None, None)[1]
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.05)
 
 
 def test_gradient_equals_that_of_plain_softmaxes() -> None:

@@ -1,11 +1,12 @@
 """Attention, feed-forward and MLP against PyTorch's own modules."""
 
-from grounding_dino.layers.blocks import MLP, FeedForward, MultiheadAttention, StochasticDepth, key_mask
+from grounding_dino.layers import blocks
+from grounding_dino.layers.blocks import MLP, FeedForward, MultiheadAttention, StochasticDepth, in_blocks, key_mask
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 
 def both_attentions(dim: int = 16, heads: int = 4) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
@@ -63,6 +64,26 @@ def test_mlp_and_feed_forward() -> None:
     ffn = FeedForward(4, 6).eval()
     torch.testing.assert_close(ffn(x), ffn[2](ffn[0](x).relu()))
     assert set(ffn.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_tokens_are_treated_in_blocks_at_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    monkeypatch.setattr(blocks, "TOKENS_PER_THREAD", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer, x, bias = nn.Linear(4, 5), torch.randn(2, 7, 4), torch.randn(1, 7, 5).expand(2, 7, 5)
+    rows: list[int] = []
+
+    def function(x: Tensor, bias: Tensor) -> Tensor:
+        rows.append(len(x))
+        return layer(x) + bias
+
+    with torch.no_grad():
+        found = in_blocks(function, x, bias)
+        whole = in_blocks(function, x[:, :3], bias[:, :3])
+    assert rows == [6, 6, 2, 2]
+    torch.testing.assert_close(found, layer(x) + bias)
+    assert whole.shape == (2, 3, 5)
+    assert in_blocks(function, x, bias).requires_grad and len(rows) == 5
 
 
 def test_masks() -> None:

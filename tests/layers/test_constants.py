@@ -6,6 +6,7 @@ from grounding_dino.layers.constants import kept_for_sizes
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
 def counted() -> tuple[list[int], object]:
@@ -35,6 +36,15 @@ def test_kept_in_inference_mode_serves_training() -> None:
     weight = torch.ones(3, requires_grad=True)
     (weight * ramp(3)).sum().backward()
     assert torch.equal(weight.grad, torch.arange(3.0))
+
+
+def test_tensors_without_values_are_not_kept() -> None:
+    """Memory is estimated so, by tensors of a size alone."""
+    _, ramp = counted()
+    ramp(3)
+    with FakeTensorMode():
+        assert type(ramp(3)) is type(ramp(4)) is FakeTensor
+    assert type(ramp(3)) is type(ramp(4)) is Tensor
 
 
 def test_traced_graphs_compute_their_own() -> None:

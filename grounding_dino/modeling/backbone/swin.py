@@ -46,7 +46,8 @@ class WindowAttention(nn.Module):
             mask = mask.repeat(len(windows) // len(mask), 1, 1)  # of each picture
         block = block_of(windows) // length or len(windows)
         masks = [None] * len(windows) if mask is None else mask.split(block)
-        return torch.cat([self._attend(part, bias, m) for part, m in zip(windows.split(block), masks)])
+        parts = [self._attend(part, bias, m) for part, m in zip(windows.split(block), masks)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even a single one
 
     def _attend(self, windows: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         """Some windows (N, window^2, C) with their masks."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import grounding_dino.modeling  # noqa: F401
+from grounding_dino.layers import blocks
 from grounding_dino.modeling.backbone.swin import (
     SwinTransformer,
     relative_position_index,
@@ -60,8 +61,13 @@ def randomised(model: SwinTransformer) -> SwinTransformer:
 
 
 @torch.no_grad()
-def test_equals_timm() -> None:
-    """On a size where every map is a multiple of the window and larger than it (there timm shifts, as we do)."""
+@pytest.mark.parametrize("tokens", [2048, 50])
+def test_equals_timm(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a size where every map is a multiple of the window and larger than it (there timm shifts, as we do).
+
+    In one piece, and with blocks of windows and tokens that end in the middle of a picture.
+    """
+    monkeypatch.setattr(blocks, "TOKENS_PER_THREAD", tokens)
     ours = randomised(build())
     theirs = timm_swin(ours)
     images = torch.randn(2, 3, 128, 128)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import grounding_dino.modeling  # noqa: F401
+from grounding_dino.layers import blocks
 from grounding_dino.modeling.input_projection import pyramid_of_pictures
 from grounding_dino.modeling.pixel_decoder import build_pixel_decoder
 from grounding_dino.modeling.pixel_decoder.deformable_encoder import (
@@ -63,6 +64,23 @@ def test_padding_changes_no_valid_token(encoder: DeformableEncoder) -> None:
         valid, length = ~memory.padding_mask[i], text_alone.embeddings.shape[1]
         torch.testing.assert_close(memory.features[i][valid], alone.features[0], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(encoded.embeddings[i, :length], text_alone.embeddings[0], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("names", [["wide"], ["wide", "wide"], ["tall", "wide"]], ids=["one", "equal", "padded"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_blocks_of_tokens_change_nothing(
+    encoder: DeformableEncoder, names: list[str], autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = pyramid_of_pictures([picture(name) for name in names]), text(*[["cat"], ["a dog"]][: len(names)])
+    results = []
+    for tokens in (10**6, 5):
+        monkeypatch.setattr(blocks, "TOKENS_PER_THREAD", tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            memory, encoded = encoder(*inputs)
+        results.append((memory.features[~memory.padding_mask], encoded.embeddings[~encoded.padding_mask]))
+    tolerance = 0.1 if autocast else 2e-5
+    torch.testing.assert_close(results[1], results[0], atol=tolerance, rtol=tolerance)
 
 
 @torch.no_grad()
