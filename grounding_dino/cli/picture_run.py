@@ -158,15 +158,16 @@ class PictureRun:
             results = self.predictor.detect(inputs, **self.options)
         except Exception as error:  # whatever one picture does to the model, the others are to be done
             logger.debug("%s failed", [self.jobs[number].path for number in numbers], exc_info=True)
-            if len(numbers) > 1:
-                for number in numbers:
-                    self._run_batch([number])
-            else:
-                self._fail(self.jobs[numbers[0]], str(error) or type(error).__name__)
-            return
-        for number, found in zip(numbers, results):
-            size = self._inputs.pop(number)
-            self._team.submit("finish", self.jobs[number], found, (size["height"], size["width"]))
+            results, reason = None, str(error) or type(error).__name__
+        if results is not None:
+            for number, found in zip(numbers, results):
+                size = self._inputs.pop(number)
+                self._team.submit("finish", self.jobs[number], found, (size["height"], size["width"]))
+        elif len(numbers) == 1:
+            self._fail(self.jobs[numbers[0]], reason)
+        else:  # behind the handler: until its end the error holds what the batch had in memory
+            for number in numbers:
+                self._run_batch([number])
 
     def _fail(self, job: Job, reason: str) -> None:
         self._inputs.pop(job.number, None)
