@@ -55,6 +55,11 @@ def number_of_workers(pictures: int, device: torch.device) -> int:
     return 1 if device.type == "cpu" else max(1, min(MOST_WORKERS, cores - 1))
 
 
+def batches_for(predictor: GroundingPredictor, batch_size: int) -> PictureBatches:
+    """Forms a run's batches, without padding where the model would take it for picture."""
+    return PictureBatches(batch_size, padding=not getattr(predictor.model, "pad_before_backbone", False))
+
+
 class PictureRun:
     """Detects in pictures batch by batch, and reports them in their order.
 
@@ -83,7 +88,7 @@ class PictureRun:
         """
         self.predictor, self.options = predictor, options
         self.jobs = [Job(number, path, target) for number, (path, target) in enumerate(planned)]
-        self.batches = PictureBatches(batch_size, padding=not getattr(predictor.model, "pad_before_backbone", False))
+        self.batches = batches_for(predictor, batch_size)
         self.report = Report()
         self._team = self._assemble(batch_size, PictureWork(predictor.prepare, masks), workers)
         self._asked = self._admitted = self._reported = 0  # how many pictures, in order
