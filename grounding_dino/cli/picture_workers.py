@@ -93,6 +93,7 @@ class WorkerProcesses:
             worker.stop()
         for worker in self._workers:
             worker.join()
+            worker.arena.unpin()
 
 
 class _Request(NamedTuple):
@@ -109,10 +110,19 @@ class _Arena:
         self.slot_bytes = min(slot_bytes, _LARGEST_SLOT)
         self._memory = mmap.mmap(-1, max(1, slots * self.slot_bytes))  # anonymous: not of the small /dev/shm
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._pinned = False
 
     def pin(self) -> None:
         """Let the GPU read it directly; where that is refused, copies go through the driver's own memory."""
-        torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), self._bytes.numel(), 0)
+        runtime = torch.cuda.cudart()
+        answer = runtime.cudaHostRegister(self._bytes.data_ptr(), self._bytes.numel(), 0)
+        self._pinned = answer == runtime.cudaError.success
+
+    def unpin(self) -> None:
+        """Before the memory goes: it would stay locked, and the same addresses could not be pinned again."""
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
+            self._pinned = False
 
     def slot(self, number: int, shape: tuple[int, ...]) -> Tensor:
         """The start of a slot as a tensor of uint8."""

@@ -302,3 +302,11 @@ def test_what_cannot_be_measured_is_said(arguments: list[str], words: str, capsy
         benchmark.main(arguments)
     assert exit_.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "sides"), [("cpu", ["ours", "transformers", "tuned"]), ("cuda", ["ours", "transformers"])]
+)
+def test_the_allocator_is_tuned_where_it_matters(device: str, sides: list[str]) -> None:
+    args = benchmark._parser().parse_args(["--config-file", "swin_t_ogc", "--device", device])
+    assert benchmark._plan(args).sides == sides

@@ -257,6 +257,36 @@ def test_workers_end_when_they_are_told(pictures):
     assert [worker._process.exitcode for worker in team._workers] == [0, 0, 0]  # not killed for waiting too long
 
 
+class CudaRuntime:
+    """Stands for torch.cuda.cudart(); an address may be pinned once at a time."""
+
+    class cudaError:
+        success = 0
+
+    pinned: set[int] = set()
+
+    @classmethod
+    def cudaHostRegister(cls, address: int, size: int, flags: int) -> int:
+        known = address in cls.pinned
+        cls.pinned.add(address)
+        return 712 if known else 0
+
+    @classmethod
+    def cudaHostUnregister(cls, address: int) -> int:
+        cls.pinned.remove(address)
+        return 0
+
+
+@needs_fork
+def test_pinned_memory_is_given_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: CudaRuntime)
+    team = WorkerProcesses(PictureWork(PicturePreparation(32, 64)), count=2, slots=2, pinned=True)
+    assert len(CudaRuntime.pinned) == 2
+    team.close()
+    team.close()
+    assert not CudaRuntime.pinned
+
+
 KILLED = """
 import os, signal
 from grounding_dino.cli.picture_work import PictureWork
