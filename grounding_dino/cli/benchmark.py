@@ -175,6 +175,9 @@ def _check_read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if getattr(args, name) not in (parser.get_default(name), [], None):
             flag = "KEY VALUE pairs have" if name == "opts" else f"--{name.replace('_', '-')} has"
             parser.error(f"{flag} no effect on {kind}; leave {'them' if name == 'opts' else 'it'} out")
+    for key, name in () if kind == "--train" else (("MODEL.DEVICE", "device"), ("TEST.PRECISION", "dtype")):
+        if key in args.opts[::2] and name in READ[kind].split():
+            parser.error(f"{key} has no effect on {kind}; say it with --{name}")
 
 
 def _operators(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -12,13 +12,14 @@ from grounding_dino.analysis.ceiling import matmul_rate
 from grounding_dino.analysis.part_times import PartClock
 from grounding_dino.cli import benchmark
 from grounding_dino.cli.benchmark_inference import SIDES, Plan, _relate, measure_model
-from grounding_dino.cli.benchmark_inputs import first_names, inputs_of, names_of, pictures_of, prompts_of
+from grounding_dino.cli.benchmark_inputs import CONFIG_FILE, first_names, inputs_of, names_of, pictures_of, prompts_of
 from grounding_dino.cli.benchmark_preparation import Preparation
 from grounding_dino.cli.benchmark_report import AGREEMENT, report, training_report
 from grounding_dino.cli.benchmark_sides import Ceiling, Ours, Transformers
 from grounding_dino.cli.benchmark_training import measure_against
 from grounding_dino.cli.benchmark_training_sides import OurTraining, TransformersTraining
 from grounding_dino.cli.benchmark_workers import Worker, WorkerError, run_in_turn, serve
+from grounding_dino.model_zoo import load_cfg
 
 import pytest
 import torch
@@ -97,6 +98,13 @@ def test_operations_of_both(tiny_file: str, tmp_path: Path) -> None:
     flops = preparation.count(compared=True)
     assert sum(flops["parts"].values()) == flops["ours"]
     assert 0.5 < flops["ours"] / flops["transformers"] < 2
+
+
+def test_the_counted_model_is_not_compiled_and_the_measured_one_is(tiny_file: str, tmp_path: Path) -> None:
+    preparation = Preparation(tiny_file, ["TEST.COMPILE_ON", True], str(tmp_path), SIZE, 1)
+    preparation.prepare()
+    assert preparation.model.backbone._compiled_call_impl is None
+    assert load_cfg(tmp_path / CONFIG_FILE).TEST.COMPILE_ON
 
 
 def test_training_steps_of_both(folder: str) -> None:
@@ -288,6 +296,8 @@ def test_a_side_that_fails_has_a_row_of_its_own() -> None:
         (["--op", "--batch", "2"], "--batch has no effect on --op"),
         (["--folder", "demo/pictures", "--dtype", "bf16"], "--dtype has no effect on --folder"),
         (["--train", "--config-file", "shapes_tiny", "--text-cache", "on"], "--text-cache has no effect on --train"),
+        (["--config-file", "swin_t_ogc", "MODEL.DEVICE", "cuda"], "MODEL.DEVICE has no effect on models; say it with"),
+        (["--config-file", "swin_t_ogc", "SEED", "1", "TEST.PRECISION", "bfloat16"], "say it with --dtype"),
         (["--startup", "SEED", "1"], "KEY VALUE pairs have no effect on --startup"),
         (["--config-file", "swin_t_ogc", "--workers", "0"], "--workers has no effect on models"),
         (["--op", "--json", "."], "--json '.' is a folder"),
