@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -50,13 +49,15 @@ def save_huggingface_folder(
     file of their own, which `transformers` does not read. The files appear in `folder` when all are written.
 
     Raises:
-        CheckpointError: the model is of a shape that `transformers` cannot express, or `transformers` is missing.
+        CheckpointError: `transformers` is missing or old, or cannot express the shape of the model.
     """
-    if importlib.util.find_spec("transformers") is None:
+    try:
+        from transformers import MMGroundingDinoConfig  # noqa: F401  # the youngest of what is needed
+    except ImportError as error:
         raise CheckpointError(
-            "writing a Hugging Face folder needs the package transformers, which is not installed; "
-            "pip install transformers"
-        )
+            f"writing a Hugging Face folder needs the package transformers, 4.56 or newer ({error}); "
+            'pip install "transformers>=4.56,<6"'
+        ) from None
     tensors, aside = translate_for("huggingface", state, extras or {})
     if half:
         tensors, aside = to_half(tensors), to_half(aside)

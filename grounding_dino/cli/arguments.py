@@ -18,18 +18,23 @@ def share(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number from 1 on."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; give 1 or more") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number; give 1 or more")
-    return value
+    return _whole_number(text, 1)
 
 
 def count_or_none(text: str) -> int:
     """A whole number from 0 on."""
-    return 0 if text == "0" else count(text)
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; give {least} or more") from None
+    if value < least:
+        wrong = "not a positive number" if least else "negative"
+        raise argparse.ArgumentTypeError(f"{text} is {wrong}; give {least} or more")
+    return value
 
 
 def picture_size(text: str) -> tuple[int, int]:

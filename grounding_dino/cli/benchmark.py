@@ -24,8 +24,10 @@ from grounding_dino.cli.benchmark_training import (
     measure_training,
     training_rows,
 )
+from grounding_dino.cli.benchmark_workers import WorkerError
 from grounding_dino.cli.data_arguments import add_dataset_arguments
-from grounding_dino.model_zoo import get_config_file
+from grounding_dino.cli.demo import prepare_json
+from grounding_dino.model_zoo import get_config_file, resolve_device
 from grounding_dino.ops import kernel_status
 from grounding_dino.tables import format_table
 
@@ -45,6 +47,15 @@ examples:
   %(prog)s --train --config-file shapes_tiny --option "bf16 autocast"
   %(prog)s --train --against transformers --config-file swin_t_ogc --size 256x320 --batch 2 --categories 80"""
 REPEATS, MODEL_REPEATS = 7, 3
+# The flags that each kind of measurement reads, beside those of all: --json and --repeats.
+READ = {
+    "models": "config_file size dtype device batch categories sides text_cache parts opts",
+    "--op": "size dtype device queries scattered",
+    "--train": "config_file device option dataset opts",
+    "--train --against": "config_file size dtype device batch categories sides opts",
+    "--startup": "config_file",
+    "--folder": "config_file device batch pictures workers threshold opts",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--categories", type=count, default=1, metavar="N", help="names looked for: 1, 80 (COCO's), 1203 (default 1)"
     )
-    models.add_argument("--sides", nargs="+", choices=SIDES, help="; ".join(f"{k}: {v}" for k, v in SIDES.items()))
+    models.add_argument(
+        "--sides",
+        nargs="+",
+        choices=SIDES,
+        help="; ".join(f"{k}: {v}" for k, v in SIDES.items())
+        + f" (default {OURS} and {THEIRS}, and tuned for models on a CPU)",
+    )
     models.add_argument(
         "--text-cache", choices=("on", "off"), default="off", help="whether ours keeps text features (default off)"
     )
@@ -104,11 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     _check(parser, args)
+    _check_read(parser, args)
     for status in kernel_status():
         print(f"{status.name}: {status.text}")
     facts = machine(args.device or "cpu")
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     try:
+        prepare_json(None if args.json is None else str(args.json))
         if args.op:
             result: Any = _operators(args)
         elif args.startup:
@@ -120,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = _against(args) if args.against else _training(args)
         else:
             result = {"machine": facts, "models": _models(args)}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkerError) as error:
         parser.error(str(error))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -129,18 +148,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a sentence where the flags do not fit each other or the machine."""
-    if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: torch sees no GPU; use --device cpu")
+    try:
+        resolve_device(args.device)
+    except ValueError as error:
+        parser.error(f"--device: {error}")
     if not (args.op or args.train or args.startup or args.folder or args.config_file):
         parser.error("say what to measure: models by --config-file, --op, --train, --startup, or --folder")
     if (args.op or args.train or args.startup) and len(args.config_file) > 1:
-        parser.error("--config-file: one configuration at a time with --train, and none with --op")
+        parser.error("--config-file: one configuration at a time with --train and --startup, and none with --op")
     if args.against and not (args.train and args.config_file):
         parser.error("--against is about training: give --train and --config-file as well")
     if args.sides and OURS not in args.sides:
         parser.error("--sides: name 'ours' as well, the side that others are compared with")
+    if args.against and "compiled" in (args.sides or ()):
+        parser.error("--sides compiled: training is measured beside transformers as it comes, and tuned")
     if not (args.op or args.train) and args.dataset:
         parser.error("--dataset is for --train; models are measured on made-up pictures")
+
+
+def _check_read(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a sentence where a flag would be without effect."""
+    kinds = [f"--{name}" for name in ("op", "train", "startup", "folder") if getattr(args, name)]
+    kind = "--train --against" if args.against else (kinds or ["models"])[0]
+    every = {name for names in READ.values() for name in names.split()}
+    for name in sorted(every - set(READ[kind].split())):
+        if getattr(args, name) not in (parser.get_default(name), [], None):
+            flag = "KEY VALUE pairs have" if name == "opts" else f"--{name.replace('_', '-')} has"
+            parser.error(f"{flag} no effect on {kind}; leave {'them' if name == 'opts' else 'it'} out")
+    for key, name in () if kind == "--train" else (("MODEL.DEVICE", "device"), ("TEST.PRECISION", "dtype")):
+        if key in args.opts[::2] and name in READ[kind].split():
+            parser.error(f"{key} has no effect on {kind}; say it with --{name}")
 
 
 def _operators(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -165,13 +202,15 @@ def _training(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    # On a GPU the C library's allocator decides nothing, and each side holds memory that the others want.
+    on_gpu = torch.device(args.device or "cpu").type == "cuda"
     return Plan(
         size=args.size,
         batch=args.batch,
         dtypes=args.dtype,
         device=args.device or "cpu",
         categories=args.categories,
-        sides=args.sides or ([OURS, THEIRS] if args.train else [OURS, THEIRS, "tuned"]),
+        sides=args.sides or ([OURS, THEIRS] if args.train or on_gpu else [OURS, THEIRS, "tuned"]),
         text_kept=args.text_cache == "on",
         with_parts=args.parts,
         repeats=args.repeats or MODEL_REPEATS,

@@ -13,8 +13,7 @@ from typing import Any
 from grounding_dino.cli.arguments import count, count_or_none, share
 from grounding_dino.cli.benchmark_operator import Timing, measure
 from grounding_dino.cli.demo import expand_inputs, plan_outputs
-from grounding_dino.cli.picture_batches import PictureBatches
-from grounding_dino.cli.picture_run import PictureRun
+from grounding_dino.cli.picture_run import PictureRun, batches_for
 from grounding_dino.model_zoo import SHIPPED_MODEL, load_cfg
 from grounding_dino.pictures import read_picture
 from grounding_dino.predictor import GroundingPredictor, load_predictor
@@ -85,9 +84,11 @@ def measure_folder(
         the model alone.
     """
     batches = _batches(predictor, paths, batch_size)
+    detections = 0
 
-    def model() -> int:
-        return sum(len(found) for batch in batches for found in predictor.detect(batch, **options))
+    def model() -> None:
+        nonlocal detections
+        detections = sum(_drawn(found) for batch in batches for found in predictor.detect(batch, **options))
 
     def run(count: int | None, out: str) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -103,11 +104,18 @@ def measure_folder(
         }
         device = str(getattr(predictor.model, "device", "cpu"))
         timings = measure(list(runs.values()), repeats, device)
-    common = {"pictures": len(paths), "detections": model() / len(paths)}
+    common = {"pictures": len(paths), "detections": detections / len(paths)}
     return [
         {"run": name, **common, "time": time._asdict(), "share": timings[0].median / time.median}
         for name, time in zip(runs, timings)
     ]
+
+
+def _drawn(found: Any) -> int:
+    """How many segments or instances are drawn of a predictor's answer."""
+    if not isinstance(found, dict):
+        return len(found)
+    return len(found["panoptic_seg"][1] if "panoptic_seg" in found else found.get("instances", ()))
 
 
 def _predictor(name: str, device: str, opts: Sequence[Any]) -> GroundingPredictor:
@@ -123,7 +131,7 @@ def _batches(predictor: GroundingPredictor, paths: Sequence[str], batch_size: in
     """The model's inputs as a run has them."""
     read = {path: predictor.prepare(read_picture(path)) for path in dict.fromkeys(paths)}
     inputs = [read[path] for path in paths]
-    former = PictureBatches(batch_size)
+    former = batches_for(predictor, batch_size)
     formed = []
     for number, prepared in enumerate(inputs):
         height, width = prepared["image"].shape[-2:]

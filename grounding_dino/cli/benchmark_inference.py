@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grounding_dino.cli.benchmark_workers import TUNED_ALLOCATOR, Worker, WorkerError
+from grounding_dino.cli.benchmark_workers import TUNED_ALLOCATOR, Worker, WorkerError, run_in_turn
 
 OURS = "ours"
 THEIRS = "transformers"
@@ -61,6 +61,9 @@ def measure_model(config: str, opts: Sequence[Any], plan: Plan) -> dict[str, Any
             raise ValueError(f"{config}: {failed[0]['error']}")
         record["difference"] = _difference(workers, Path(folder) / "outputs.pt")
         record["rows"], record["ceiling"] = _take_turns(stack, workers, plan)
+        for row in record["rows"]:
+            if "error" in row:
+                del workers[row["side"], row["dtype"]]
         if plan.with_parts:
             record["parts"] = _parts(workers, plan.repeats)
             if record["prompts"] > 1:
@@ -120,8 +123,12 @@ def _difference(workers: Mapping[tuple[str, str], Worker], file: Path) -> dict[s
     """How far our fp32 results are from theirs; None where there are not both."""
     if (OURS, "fp32") not in workers or (THEIRS, "fp32") not in workers:
         return None
-    workers[THEIRS, "fp32"].call("write_outputs", file=str(file))
-    found: dict[str, float] = workers[OURS, "fp32"].call("compare", file=str(file))
+    try:
+        workers[THEIRS, "fp32"].call("write_outputs", file=str(file))
+        found: dict[str, float] = workers[OURS, "fp32"].call("compare", file=str(file))
+    except WorkerError as error:
+        _say(f"  results are not compared: {error}")
+        return None
     return found
 
 
@@ -130,28 +137,15 @@ def _take_turns(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """A row a side, and the best rate of matrix products of each dtype."""
     ceiling_worker = stack.enter_context(Worker("ceiling", {"dtypes": list(plan.dtypes), "device": plan.device}))
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in workers}
-    errors: dict[tuple[str, str], str] = {}
     ceiling: dict[str, float] = {}
-    for turn in range(plan.repeats):
+
+    def begin(turn: int) -> None:
         _say(f"  round {turn + 1} of {plan.repeats}")
         for name, rate in ceiling_worker.call("run").items():
             ceiling[name] = max(rate, ceiling.get(name, 0.0))
-        for key, worker in workers.items():
-            if key not in errors:
-                try:
-                    seconds[key].append(worker.call("run"))
-                except WorkerError as error:
-                    errors[key] = str(error)
-    rows = []
-    for (side, dtype), times in seconds.items():
-        row: dict[str, Any] = {"side": side, "dtype": dtype}
-        if (side, dtype) in errors:
-            rows.append({**row, "error": errors[side, dtype]})
-            continue
-        row["seconds"] = {"median": statistics.median(times), "lowest": min(times), "highest": max(times)}
-        rows.append({**row, "memory": workers[side, dtype].call("memory")})
-    return rows, ceiling
+
+    found = run_in_turn(workers, plan.repeats, begin)
+    return [{"side": side, "dtype": dtype, **result} for (side, dtype), result in found.items()], ceiling
 
 
 def _parts(workers: Mapping[tuple[str, str], Worker], repeats: int) -> dict[str, dict[str, float]]:
@@ -168,8 +162,8 @@ def _parts(workers: Mapping[tuple[str, str], Worker], repeats: int) -> dict[str,
 def _chunks(workers: Mapping[tuple[str, str], Worker], repeats: int, prompts: int) -> dict[str, dict[str, float]]:
     """What several prompts of a picture cost beside what they have to: the backbone once, the rest for each.
 
-    `seconds` of the whole, `backbone` with the projections of its maps, `rest` of the first prompt, and `ratio` of the
-    whole to backbone + prompts x rest.
+    `seconds` of the whole, `backbone` with what comes before it and the projections of its maps, `rest` of the first
+    prompt, and `ratio` of the whole to backbone + prompts x rest.
     """
     found = {}
     for (side, dtype), worker in workers.items():
@@ -180,7 +174,7 @@ def _chunks(workers: Mapping[tuple[str, str], Worker], repeats: int, prompts: in
             totals.append(sum(worker.call("parts").values()))
             firsts.append(worker.call("chunk_parts"))
         first = _medians(firsts)
-        backbone = sum(first.get(part, 0.0) for part in ("backbone", "input projection", "pyramid"))
+        backbone = sum(first.get(part, 0.0) for part in ("preprocessing", "backbone", "input projection", "pyramid"))
         rest, whole = sum(first.values()) - backbone, statistics.median(totals)
         ratio = whole / (backbone + prompts * rest)
         found[f"{side} {dtype}"] = {"seconds": whole, "backbone": backbone, "rest": rest, "ratio": ratio}
@@ -205,6 +199,8 @@ def _relate(record: dict[str, Any]) -> None:
             dtype: medians[THEIRS, dtype] / median for dtype in ("fp32", "bf16", "fp16") if (THEIRS, dtype) in medians
         }
         work = flops.get(OURS if row["side"] == OURS else THEIRS)
+        if work and row["side"] == OURS and record["text_kept"]:  # what is kept is not computed in a run
+            work -= flops["parts"].get("text encoder", 0)
         if work and record["prompts"] <= 1:  # operations are counted for one prompt
             row["flops"] = work * record["batch"]
             row["share_of_ceiling"] = row["flops"] / median / record["ceiling"][row["dtype"]]

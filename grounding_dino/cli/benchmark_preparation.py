@@ -45,7 +45,8 @@ class Preparation:
         if not obstacle:
             cfg.merge_from_list(list(_SAME_NUMBERS))
         (self.folder / CONFIG_FILE).write_text(cfg.dump(), encoding="utf-8")
-        cfg.MODEL.TEXT_ENCODER.CACHE_SIZE = 0  # operations are counted of every run
+        cfg.MODEL.TEXT_ENCODER.CACHE_SIZE = 0  # operations are counted of every run, and as PyTorch has them
+        cfg.TEST.COMPILE_ON = cfg.TEST.CUDA_GRAPHS_ON = False
         model = random_model(cfg)
         save_checkpoint(str(self.folder / WEIGHTS_FILE), model.state_dict())
         if not obstacle:

@@ -119,7 +119,8 @@ def _parts_table(record: dict[str, Any], name: str) -> str:
     seconds: dict[str, float] = record["parts"][name]
     counted = record["flops"]["parts"] if record["flops"] and side == OURS and record["prompts"] <= 1 else {}
     # text that is kept is not computed again
-    work = {part: record["batch"] * n for part, n in counted.items() if not (record["text_kept"] and "text" in part)}
+    kept = "text encoder" if record["text_kept"] else ""
+    work = {part: record["batch"] * n for part, n in counted.items() if part != kept}
     total = sum(seconds.values())
     rows = []
     for part in (*(part for part in PARTS if part in seconds), "total"):

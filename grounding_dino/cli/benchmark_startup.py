@@ -95,5 +95,6 @@ def _run(code: str, *arguments: str) -> str:
     """What a fresh process prints."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"a process of the start-up benchmark failed: {done.stderr.strip().splitlines()[-1]}")
+        words = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        raise ValueError(f"a process of the start-up benchmark failed: {words}")
     return done.stdout

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.benchmark_inference import Plan
-from grounding_dino.cli.benchmark_workers import TUNED_ALLOCATOR, Worker, WorkerError
+from grounding_dino.cli.benchmark_workers import TUNED_ALLOCATOR, Worker, WorkerError, run_in_turn
 from grounding_dino.cli.data_arguments import load_data_config
 
 if TYPE_CHECKING:
@@ -188,8 +187,9 @@ def _rows_against(folder: str, dtype: str, plan: Plan) -> list[dict[str, Any]]:
     sides: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         "ours, with denoising": ("train ours", {"denoising": True}, {}),
         "ours, without denoising": ("train ours", {"denoising": False}, {}),
-        "transformers": ("train transformers", {}, {}),
     }
+    if "transformers" in plan.sides:
+        sides["transformers"] = ("train transformers", {}, {})
     if "tuned" in plan.sides:
         sides["transformers, allocator tuned"] = ("train transformers", {}, TUNED_ALLOCATOR)
     workers: dict[str, Worker] = {}
@@ -201,16 +201,13 @@ def _rows_against(folder: str, dtype: str, plan: Plan) -> list[dict[str, Any]]:
                 workers[name] = stack.enter_context(Worker(role, {**settings, **options}, environment))
             except WorkerError as error:
                 failed.append({"side": name, "dtype": dtype, "error": str(error)})
-        seconds: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(plan.repeats):
-            for name, worker in workers.items():
-                seconds[name].append(worker.call("run"))
-        medians = {name: statistics.median(times) for name, times in seconds.items()}
-        for name, times in seconds.items():
-            row: dict[str, Any] = {"side": name, "dtype": dtype, **workers[name].call("facts")}
-            row["seconds"] = {"median": medians[name], "lowest": min(times), "highest": max(times)}
-            row["memory"] = workers[name].call("memory")
-            if "transformers" in medians:
-                row["faster"] = medians["transformers"] / medians[name]
+        found = run_in_turn(workers, plan.repeats)
+        reference = found.get("transformers", {}).get("seconds")
+        for name, result in found.items():
+            row = {"side": name, "dtype": dtype, **result}
+            if "seconds" in result:
+                row |= workers[name].call("facts")
+                if reference:
+                    row["faster"] = reference["median"] / result["seconds"]["median"]
             rows.append(row)
     return rows + failed

@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 # What a process can be, and the methods that it answers.
 ROLES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -118,6 +121,34 @@ class Worker:
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         reason = f"was ended by signal {-code}, maybe for want of memory" if code < 0 else f"ended with code {code}"
         return f"its process {reason}" + (f": {lines[-1]}" if lines else "")
+
+
+def run_in_turn(
+    workers: Mapping[Key, Worker], repeats: int, begin: Callable[[int], object] = lambda turn: None
+) -> dict[Key, dict[str, Any]]:
+    """What becomes of each worker's runs, round after round: `seconds` and `memory`, or its `error` if it has one.
+
+    A side that fails is asked no more; the others go on. `begin` is called before each round.
+    """
+    seconds: dict[Key, list[float]] = {key: [] for key in workers}
+    errors: dict[Key, str] = {}
+    for turn in range(repeats):
+        begin(turn)
+        for key, worker in workers.items():
+            if key not in errors:
+                try:
+                    seconds[key].append(worker.call("run"))
+                except WorkerError as error:
+                    errors[key] = str(error)
+    return {
+        key: {"error": errors[key]}
+        if key in errors
+        else {
+            "seconds": {"median": statistics.median(times), "lowest": min(times), "highest": max(times)},
+            "memory": workers[key].call("memory"),
+        }
+        for key, times in seconds.items()
+    }
 
 
 def serve(requests: Iterable[str], answers: Any) -> None:

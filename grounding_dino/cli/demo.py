@@ -234,10 +234,10 @@ def plan_outputs(inputs: list[str], output: str | None) -> list[tuple[str, Path 
     else:
         names: dict[str, int] = {}  # name -> how often it was met
         for path in inputs:
-            name = Path(path).name
+            name = _writable(Path(path).name)
             while name in names:
                 names[name] += 1
-                numbered = Path(path).with_stem(f"{Path(path).stem}_{names[name]}").name
+                numbered = Path(name).with_stem(f"{Path(name).stem}_{names[name]}").name
                 if numbered not in names:
                     name = numbered
                     break
@@ -250,6 +250,14 @@ def plan_outputs(inputs: list[str], output: str | None) -> list[tuple[str, Path 
                 f"--output {output!r} would overwrite the input {str(file)!r}; name another folder or file"
             )
     return list(zip(inputs, planned))
+
+
+def _writable(name: str) -> str:
+    """`name`, as .png where Pillow cannot write such a file: here, where it is numbered if it clashes."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(Path(name).suffix.lower())
+    return name if kind in Image.SAVE else str(Path(name).with_suffix(".png"))
 
 
 def run_pictures(

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grounding_dino.analysis.ceiling import synchronize
+from grounding_dino.cli.arguments import count
 from grounding_dino.cli.benchmark_inputs import DTYPES
 from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure_operator
+from grounding_dino.cli.demo import prepare_json
 from grounding_dino.modeling.hot_path import compile_parts, use_cuda_graphs
 from grounding_dino.ops import kernel_status, ms_deform_attn, ms_deform_attn_torch
 from grounding_dino.tables import format_table
@@ -263,13 +265,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs all checks and prints one table; 0 where all passed, 1 where one did not, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=20, help="rounds of each timing (default 20)")
+    parser.add_argument("--repeats", type=count, default=20, help="rounds of each timing (default 20)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all lines, and the benchmarks beside it")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("No GPU: torch sees no CUDA device on this machine, so nothing was checked.")
         return NO_GPU
+    try:
+        prepare_json(None if args.json is None else str(args.json))
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     status = kernel_status()
     for row in status:

@@ -61,6 +61,11 @@ def number_of_workers(pictures: int, device: torch.device) -> int:
     return max(1, min(MOST_WORKERS, cores - 1))
 
 
+def batches_for(predictor: GroundingPredictor, batch_size: int) -> PictureBatches:
+    """Forms a run's batches, without padding where the model would take it for picture."""
+    return PictureBatches(batch_size, padding=not getattr(predictor.model, "pad_before_backbone", False))
+
+
 class PictureRun:
     """Detects in pictures batch by batch, and reports them in their order.
 
@@ -89,7 +94,7 @@ class PictureRun:
         """
         self.predictor, self.options = predictor, options
         self.jobs = [Job(number, path, target) for number, (path, target) in enumerate(planned)]
-        self.batches = PictureBatches(batch_size, padding=not getattr(predictor.model, "pad_before_backbone", False))
+        self.batches = batches_for(predictor, batch_size)
         self.report = Report()
         self._team = self._assemble(batch_size, PictureWork(predictor.prepare, masks), workers)
         self._asked = self._admitted = self._reported = 0  # how many pictures, in order
@@ -164,15 +169,16 @@ class PictureRun:
             results = self.predictor.detect(inputs, **self.options)
         except Exception as error:  # whatever one picture does to the model, the others are to be done
             logger.debug("%s failed", [self.jobs[number].path for number in numbers], exc_info=True)
-            if len(numbers) > 1:
-                for number in numbers:
-                    self._run_batch([number])
-            else:
-                self._fail(self.jobs[numbers[0]], str(error) or type(error).__name__)
-            return
-        for number, found in zip(numbers, results):
-            size = self._inputs.pop(number)
-            self._team.submit("finish", self.jobs[number], found, (size["height"], size["width"]))
+            results, reason = None, str(error) or type(error).__name__
+        if results is not None:
+            for number, found in zip(numbers, results):
+                size = self._inputs.pop(number)
+                self._team.submit("finish", self.jobs[number], found, (size["height"], size["width"]))
+        elif len(numbers) == 1:
+            self._fail(self.jobs[numbers[0]], reason)
+        else:  # behind the handler: until its end the error holds what the batch had in memory
+            for number in numbers:
+                self._run_batch([number])
 
     def _fail(self, job: Job, reason: str) -> None:
         self._inputs.pop(job.number, None)

@@ -10,7 +10,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -51,8 +51,10 @@ class WorkerProcesses:
         work.kept_bytes //= count
         self._answers: queue.SimpleQueue[Answer | ChildProcessError] = queue.SimpleQueue()
         each = -(-slots // count)
+        self._workers: list[_Worker] = []
         with _without_interrupts():  # until the worker ignores them
-            self._workers = [_Worker(work, each, self._answers) for _ in range(count)]
+            for _ in range(count):
+                self._workers.append(_Worker(work, each, self._answers, self._workers))
         self._places: dict[int, tuple[_Worker, int]] = {}
         for worker in self._workers:  # threads start behind the last fork
             if pinned:
@@ -91,6 +93,7 @@ class WorkerProcesses:
             worker.stop()
         for worker in self._workers:
             worker.join()
+            worker.arena.unpin()
 
 
 class _Request(NamedTuple):
@@ -107,10 +110,19 @@ class _Arena:
         self.slot_bytes = min(slot_bytes, _LARGEST_SLOT)
         self._memory = mmap.mmap(-1, max(1, slots * self.slot_bytes))  # anonymous: not of the small /dev/shm
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._pinned = False
 
     def pin(self) -> None:
         """Let the GPU read it directly; where that is refused, copies go through the driver's own memory."""
-        torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), self._bytes.numel(), 0)
+        runtime = torch.cuda.cudart()
+        answer = runtime.cudaHostRegister(self._bytes.data_ptr(), self._bytes.numel(), 0)
+        self._pinned = answer == runtime.cudaError.success
+
+    def unpin(self) -> None:
+        """Before the memory goes: it would stay locked, and the same addresses could not be pinned again."""
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
+            self._pinned = False
 
     def slot(self, number: int, shape: tuple[int, ...]) -> Tensor:
         """The start of a slot as a tensor of uint8."""
@@ -121,7 +133,10 @@ class _Arena:
 class _Worker:
     """A process and the thread that talks to it."""
 
-    def __init__(self, work: PictureWork, slots: int, answers: queue.SimpleQueue[Any]) -> None:
+    def __init__(
+        self, work: PictureWork, slots: int, answers: queue.SimpleQueue[Any], earlier: Sequence[_Worker]
+    ) -> None:
+        """`earlier`: those forked before, whose ends of pipes this one inherits."""
         self.arena = _Arena(slots, work.prepare.max_bytes)
         self.free = list(range(slots))
         self.requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -129,7 +144,8 @@ class _Worker:
         self._stopping = False
         self._connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_serve, args=(work, theirs, self.arena), daemon=True)
+        inherited = [self._connection, *(worker._connection for worker in earlier)]
+        self._process = context.Process(target=_serve, args=(work, theirs, self.arena, inherited), daemon=True)
         self._process.start()
         theirs.close()  # the worker's is the only one, so that its end closes the pipe
         self.thread = threading.Thread(target=self._talk, daemon=True)
@@ -143,6 +159,8 @@ class _Worker:
                 self._process.join()
                 self._answers.put(ChildProcessError(_how_it_ended(self._process.exitcode, request.job)))
                 return
+            except Exception as error:  # what cannot be sent is this picture's failure: somebody waits for an answer
+                answer = Answer(request.call, request.job, None, str(error) or type(error).__name__)
             if request.call == "read" and not answer.error and isinstance(answer.value["image"], tuple):
                 answer.value["image"] = self.arena.slot(request.slot, answer.value["image"])
             self._answers.put(answer)
@@ -171,25 +189,25 @@ class _Pickler(ForkingPickler):
         return NotImplemented
 
 
-def _serve(work: PictureWork, connection: Connection, arena: _Arena) -> None:
-    """The life of a worker process."""
+def _serve(work: PictureWork, connection: Connection, arena: _Arena, inherited: Sequence[Connection]) -> None:
+    """The life of a worker process; `inherited` are copies of the main process's ends of pipes."""
+    for copy in inherited:  # or no pipe would end with the main process, and the worker with it
+        copy.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.nice(NICENESS)
     torch.set_num_threads(1)  # the pool of threads did not come along
     cv2.setNumThreads(0)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the main process has ended, or wants no more
+        while True:
             request: _Request = ForkingPickler.loads(connection.recv_bytes())
-        except (EOFError, OSError):  # the main process has ended, or wants no more
-            return
-        answer = work.answer(request.call, request.job, *request.arguments)
-        if request.call == "read" and not answer.error:
-            image = answer.value["image"]
-            if image.nbytes <= arena.slot_bytes:
-                arena.slot(request.slot, image.shape).copy_(image)
-                answer.value["image"] = tuple(image.shape)
-        connection.send_bytes(_Pickler.dumps(answer))
+            answer = work.answer(request.call, request.job, *request.arguments)
+            if request.call == "read" and not answer.error:
+                image = answer.value["image"]
+                if image.nbytes <= arena.slot_bytes:
+                    arena.slot(request.slot, image.shape).copy_(image)
+                    answer.value["image"] = tuple(image.shape)
+            connection.send_bytes(_Pickler.dumps(answer))
 
 
 def _how_it_ended(exitcode: int | None, job: Job) -> str:

@@ -1,6 +1,8 @@
 """Folders of `transformers`, written there and read here, and the other way round."""
 
 import json
+import sys
+import types
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
 from grounding_dino.checkpoint.files import CheckpointError, read_checkpoint_file
@@ -135,9 +137,10 @@ def test_the_processor_knows_its_words(tmp_path, make_model):
     assert processor.image_processor.size == {"shortest_edge": 800, "longest_edge": 1333}
 
 
-def test_without_transformers_the_error_says_so(tmp_path, make_model, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match="pip install transformers"):
+@pytest.mark.parametrize("installed", [None, types.ModuleType("transformers")], ids=["none", "too old"])
+def test_without_transformers_the_error_says_so(tmp_path, make_model, monkeypatch, installed):
+    monkeypatch.setitem(sys.modules, "transformers", installed)
+    with pytest.raises(CheckpointError, match="needs the package transformers, 4.56 or newer.*pip install"):
         save_huggingface_folder(str(tmp_path / "a"), make_model().state_dict())
     assert not (tmp_path / "a").exists()
 

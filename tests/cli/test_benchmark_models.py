@@ -11,14 +11,15 @@ from typing import Any
 from grounding_dino.analysis.ceiling import matmul_rate
 from grounding_dino.analysis.part_times import PartClock
 from grounding_dino.cli import benchmark
-from grounding_dino.cli.benchmark_inference import Plan, measure_model
-from grounding_dino.cli.benchmark_inputs import first_names, inputs_of, names_of, pictures_of, prompts_of
+from grounding_dino.cli.benchmark_inference import SIDES, Plan, _relate, measure_model
+from grounding_dino.cli.benchmark_inputs import CONFIG_FILE, first_names, inputs_of, names_of, pictures_of, prompts_of
 from grounding_dino.cli.benchmark_preparation import Preparation
 from grounding_dino.cli.benchmark_report import AGREEMENT, report, training_report
 from grounding_dino.cli.benchmark_sides import Ceiling, Ours, Transformers
 from grounding_dino.cli.benchmark_training import measure_against
 from grounding_dino.cli.benchmark_training_sides import OurTraining, TransformersTraining
-from grounding_dino.cli.benchmark_workers import Worker, WorkerError, serve
+from grounding_dino.cli.benchmark_workers import Worker, WorkerError, run_in_turn, serve
+from grounding_dino.model_zoo import load_cfg
 
 import pytest
 import torch
@@ -97,6 +98,13 @@ def test_operations_of_both(tiny_file: str, tmp_path: Path) -> None:
     flops = preparation.count(compared=True)
     assert sum(flops["parts"].values()) == flops["ours"]
     assert 0.5 < flops["ours"] / flops["transformers"] < 2
+
+
+def test_the_counted_model_is_not_compiled_and_the_measured_one_is(tiny_file: str, tmp_path: Path) -> None:
+    preparation = Preparation(tiny_file, ["TEST.COMPILE_ON", True], str(tmp_path), SIZE, 1)
+    preparation.prepare()
+    assert preparation.model.backbone._compiled_call_impl is None
+    assert load_cfg(tmp_path / CONFIG_FILE).TEST.COMPILE_ON
 
 
 def test_training_steps_of_both(folder: str) -> None:
@@ -227,6 +235,41 @@ def test_training_against_transformers(tiny_file: str) -> None:
     assert "steps/s" in training_report(record)
 
 
+class Runs:
+    """Stands for a worker; its runs take so many seconds, or fail."""
+
+    def __init__(self, *runs: float | str) -> None:
+        self.runs = list(runs)
+
+    def call(self, method: str) -> Any:
+        if method == "memory":
+            return {"process": 1}
+        run = self.runs.pop(0)
+        if isinstance(run, str):
+            raise WorkerError(run)
+        return run
+
+
+def test_a_side_that_fails_in_a_round_does_not_stop_the_others() -> None:
+    workers = {"a": Runs(3.0, 1.0, 2.0), "b": Runs(1.0, "killed", 1.0)}
+    rounds: list[int] = []
+    found = run_in_turn(workers, 3, rounds.append)  # type: ignore[type-var]
+    seconds = {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+    assert found == {"a": {"seconds": seconds, "memory": {"process": 1}}, "b": {"error": "killed"}}
+    assert rounds == [0, 1, 2] and workers["b"].runs == [1.0]
+
+
+@pytest.mark.parametrize("kept, work", [(False, 100), (True, 90)])
+def test_text_that_is_kept_is_no_work_of_a_run(kept: bool, work: int) -> None:
+    seconds = {"median": 2.0, "lowest": 2.0, "highest": 2.0}
+    record: dict[str, Any] = {"rows": [{"side": side, "dtype": "fp32", "seconds": seconds} for side in SIDES]}
+    record |= {"flops": {"ours": 100, "transformers": 100, "parts": {"text encoder": 10, "encoder": 90}}}
+    _relate(record | {"batch": 2, "prompts": 1, "text_kept": kept, "ceiling": {"fp32": 200.0}})
+    ours, *others = record["rows"]
+    assert ours["flops"] == 2 * work and ours["share_of_ceiling"] == pytest.approx(work / 200)
+    assert all(row["flops"] == 200 for row in others)
+
+
 def test_a_side_that_fails_has_a_row_of_its_own() -> None:
     timed = {"median": 2.0, "lowest": 1.0, "highest": 3.0}
     row: dict[str, Any] = {"side": "ours", "dtype": "fp32", "seconds": timed, "pictures_per_second": 0.5}
@@ -249,6 +292,19 @@ def test_a_side_that_fails_has_a_row_of_its_own() -> None:
         (["--config-file", "swin_t_ogc", "--sides", "tuned"], "name 'ours' as well"),
         (["--config-file", "swin_t_ogc", "--dataset", "bccd"], "made-up pictures"),
         (["--train", "--config-file", "a", "--config-file", "b"], "one configuration at a time"),
+        (["--op", "--device", "gpu"], "there is no device 'gpu'"),
+        (["--op", "--batch", "2"], "--batch has no effect on --op"),
+        (["--folder", "demo/pictures", "--dtype", "bf16"], "--dtype has no effect on --folder"),
+        (["--train", "--config-file", "shapes_tiny", "--text-cache", "on"], "--text-cache has no effect on --train"),
+        (["--config-file", "swin_t_ogc", "MODEL.DEVICE", "cuda"], "MODEL.DEVICE has no effect on models; say it with"),
+        (["--config-file", "swin_t_ogc", "SEED", "1", "TEST.PRECISION", "bfloat16"], "say it with --dtype"),
+        (["--startup", "SEED", "1"], "KEY VALUE pairs have no effect on --startup"),
+        (["--config-file", "swin_t_ogc", "--workers", "0"], "--workers has no effect on models"),
+        (["--op", "--json", "."], "--json '.' is a folder"),
+        (
+            ["--train", "--against", "transformers", "--config-file", "swin_t_ogc", "--sides", "ours", "compiled"],
+            "--sides compiled",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_said(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,3 +312,11 @@ def test_what_cannot_be_measured_is_said(arguments: list[str], words: str, capsy
         benchmark.main(arguments)
     assert exit_.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "sides"), [("cpu", ["ours", "transformers", "tuned"]), ("cuda", ["ours", "transformers"])]
+)
+def test_the_allocator_is_tuned_where_it_matters(device: str, sides: list[str]) -> None:
+    args = benchmark._parser().parse_args(["--config-file", "swin_t_ogc", "--device", device])
+    assert benchmark._plan(args).sides == sides

@@ -194,6 +194,8 @@ def test_outputs_never_meet(tmp_path):
     taken = ["a/x.png", "a/x_2.png", "b/x.png", "c/x.png", "b/x_2.png"]
     names = [file.name for _, file in plan_outputs(taken, str(tmp_path))]
     assert names == ["x.png", "x_2.png", "x_3.png", "x_4.png", "x_2_2.png"]
+    odd = ["a/x.raw", "b/x.png", "c/x"]  # only the second can be written under its name
+    assert [file.name for _, file in plan_outputs(odd, str(tmp_path))] == ["x.png", "x_2.png", "x_3.png"]
     many = [f"{i}/x.png" for i in range(20_000)]
     assert len({file for _, file in plan_outputs(many, str(tmp_path))}) == len(many)
     with pytest.raises(ValueError, match="one file"):
@@ -244,6 +246,12 @@ def test_a_threshold_that_is_no_number(capsys):
     with pytest.raises(SystemExit):
         main(["--input", "x.png", "--categories", "a", "--confidence-threshold", "abc"])
     assert "'abc' is not a number; give one in [0, 1]" in capsys.readouterr().err
+
+
+def test_a_number_of_workers_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        main(["--input", "x.png", "--categories", "a", "--workers", "-1"])
+    assert "-1 is negative; give 0 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

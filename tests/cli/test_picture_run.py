@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,110 @@ def test_a_killed_worker_is_a_sentence(predictor, pictures, monkeypatch):
         run()
 
 
+def test_the_memory_of_a_batch_that_fails_is_free_when_its_pictures_are_tried(predictor, pictures, monkeypatch):
+    answers, held = predictor._answers, []
+
+    class Activation:
+        """Something large of a forward pass."""
+
+    def fail(inputs: list[dict[str, Any]]) -> Any:
+        if len(inputs) > 1:
+            activation = Activation()
+            held.append(weakref.ref(activation))
+            raise RuntimeError("out of memory")
+        assert all(reference() is None for reference in held)
+        return answers(inputs)
+
+    monkeypatch.setattr(predictor, "_answers", fail)
+    report = PictureRun(predictor, plan_outputs(pictures, None), OPTIONS, 3, workers=0)()
+    assert held and [path for path, _ in report.failures] == [pictures[3]]
+
+
+@needs_fork
+def test_what_cannot_be_sent_is_a_failure_of_its_picture(pictures):
+    team = WorkerProcesses(PictureWork(PicturePreparation(32, 64)), count=1, slots=2)
+    team.submit("read", Job(0, pictures[0], None))
+    team.answer()
+    team.submit("finish", Job(0, pictures[0], None), lambda: "no pickle", (40, 60))
+    answer = team.answer()
+    assert answer.job.number == 0 and "pickle" in answer.error
+    team.submit("read", Job(1, pictures[1], None))
+    assert not team.answer().error
+    team.close()
+
+
+# The end
+
+
+@needs_fork
+def test_workers_end_when_they_are_told(pictures):
+    team = WorkerProcesses(PictureWork(PicturePreparation(32, 64)), count=3, slots=3)
+    team.submit("read", Job(0, pictures[0], None))
+    team.answer()
+    team.close()
+    assert [worker._process.exitcode for worker in team._workers] == [0, 0, 0]  # not killed for waiting too long
+
+
+class CudaRuntime:
+    """Stands for torch.cuda.cudart(); an address may be pinned once at a time."""
+
+    class cudaError:
+        success = 0
+
+    pinned: set[int] = set()
+
+    @classmethod
+    def cudaHostRegister(cls, address: int, size: int, flags: int) -> int:
+        known = address in cls.pinned
+        cls.pinned.add(address)
+        return 712 if known else 0
+
+    @classmethod
+    def cudaHostUnregister(cls, address: int) -> int:
+        cls.pinned.remove(address)
+        return 0
+
+
+@needs_fork
+def test_pinned_memory_is_given_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: CudaRuntime)
+    team = WorkerProcesses(PictureWork(PicturePreparation(32, 64)), count=2, slots=2, pinned=True)
+    assert len(CudaRuntime.pinned) == 2
+    team.close()
+    team.close()
+    assert not CudaRuntime.pinned
+
+
+KILLED = """
+import os, signal
+from grounding_dino.cli.picture_work import PictureWork
+from grounding_dino.cli.picture_workers import WorkerProcesses
+from grounding_dino.pictures import PicturePreparation
+WorkerProcesses(PictureWork(PicturePreparation(32, 64)), count=2, slots=2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_fork
+@pytest.mark.slow
+def test_workers_end_with_a_main_process_that_is_killed():
+    process = subprocess.Popen([sys.executable, "-c", KILLED], start_new_session=True)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert nobody_is_left(process.pid)
+
+
+def nobody_is_left(group: int) -> bool:
+    """Whether all processes of a group end within some seconds."""
+    for _ in range(50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
+
+
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
@@ -253,11 +358,4 @@ def test_control_c_keeps_what_was_finished(pictures, tmp_path):
     assert "interrupted; what was finished is kept" in error and "Traceback" not in error
     records = json.loads(file.read_text())
     assert 1 <= len(records) < 36 and all("detections" in record for record in records)
-    for _ in range(50):  # nobody is left
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("a worker outlived the run")
+    assert nobody_is_left(process.pid)
