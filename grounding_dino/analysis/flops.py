@@ -26,8 +26,8 @@ class FlopCounts:
 
     Attributes:
         multiply_adds: of (part, operator). A fused multiply-add is one; norms count 5 an element with affine weights,
-            bilinear resizing 4, pooling 1, as in fvcore. Sampling of deformable attention and of deformable convolution
-            counts 5 for a channel of a point: 4 neighbours and the point's weight.
+            bilinear resizing 4, pooling 1, as in fvcore. Sampling of deformable attention counts 5 for a
+            channel of a point: 4 neighbours and the point's weight.
         elementwise: output elements of additions, products, softmax and the like, which are in no total.
         uncounted: calls of all other operators; they move data, or look at a few numbers.
     """
@@ -131,13 +131,6 @@ def _deformable_attention(inputs: list[Any], outputs: list[Any]) -> int:
     return 5 * math.prod(get_shape(inputs[4])) * get_shape(inputs[0])[-1]
 
 
-def _deformable_convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    """Weights (C', C, k, k): what they read, sampled as in deformable attention, and their products."""
-    filters, *taps = get_shape(inputs[1])
-    places = math.prod(get_shape(outputs[0])) // filters
-    return places * math.prod(taps) * (5 + filters)
-
-
 def _product(inputs: list[Any], outputs: list[Any]) -> int:
     """Of matrices, or of matrices and a vector, which fvcore's own count does not know."""
     return math.prod(get_shape(outputs[0]) or ()) * get_shape(inputs[0])[-1]
@@ -161,7 +154,6 @@ _OWN_HANDLES: dict[str, Handle] = {
     "grounding_dino::ms_deform_attn": _deformable_attention,
     "aten::matmul": _product,
     "aten::baddbmm": _added_product,
-    "torchvision::deform_conv2d": _deformable_convolution,
     "aten::upsample_bicubic2d": _resized_bicubic,
 }
 _ELEMENTWISE = "elementwise"

@@ -176,7 +176,7 @@ def test_a_dense_head_belongs_to_parts_too(
     record = json.loads(output.read_text())
     named = {"backbone", "pyramid", "text encoder", "tower", "dense head"}
     assert named == set(record["parts"]) - {"preprocessing", "postprocessing"}
-    assert all(record["parts"][name]["parameters"] for name in named) and record["operators"]["deform_conv2d"]
+    assert all(record["parts"][name]["parameters"] for name in named) and record["operators"]["ms_deform_attn"]
     assert set(record["uncounted_calls"]) <= MOVING
     assert record["parts"]["postprocessing"]["activation_bytes"]
 
@@ -194,7 +194,8 @@ def test_a_deformable_convolution_by_hand() -> None:
 
     flops = count_flops(Branch().eval(), [{"image": torch.rand(8, 6, 10)} for _ in range(2)])
     # for every place 9 samples of 8 channels, each of 4 neighbours and a weight, and their products with 8 filters
-    assert flops.multiply_adds["tower", "deform_conv2d"] == 2 * 3 * 5 * (9 * 8 * 5 + 9 * 8 * 8)
+    assert flops.multiply_adds["tower", "ms_deform_attn"] == 2 * 3 * 5 * 9 * 8 * 5
+    assert flops.multiply_adds["tower", "linear"] == 2 * 3 * 5 * 9 * 8 * 8
 
 
 def test_published_figures_are_those_of_packaged_configurations(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from grounding_dino.layers.box_ops import as_float32_at_least
+from grounding_dino.ops import ms_deform_attn
+from grounding_dino.ops.linear import affine
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _TAPS = 9  # places that a 3 x 3 kernel reads
-_FAR_AWAY = 1e6  # pixels: outside of every picture, where there are zeros
 
 
 class DynamicConv(nn.Module):
@@ -61,9 +64,7 @@ class DeformableBranch(nn.Module):
 
     def __init__(self, embed_dim: int, stride: int, num_groups: int) -> None:
         super().__init__()
-        from torchvision.ops import DeformConv2d  # on use: it takes seconds to import
-
-        self.convolution = DeformConv2d(embed_dim, embed_dim, 3, stride=stride, padding=1)
+        self.convolution = nn.Conv2d(embed_dim, embed_dim, 3, stride=stride, padding=1)
         self.norm = nn.GroupNorm(num_groups, embed_dim)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
@@ -71,33 +72,37 @@ class DeformableBranch(nn.Module):
 
         Where an offset is NaN, so is the result.
         """
-        from torchvision.ops import deform_conv2d
+        unknown = offset.isnan().unflatten(1, (_TAPS, 2)).any(2)
+        mask = mask.masked_fill(unknown, torch.nan)
+        if torch.is_grad_enabled():  # nine numbers for each of the map's would be kept of every branch
+            result = checkpoint(self._convolve, x, offset, mask, use_reentrant=False, preserve_rng_state=False)
+        else:
+            result = self._convolve(x, offset, mask)
+        return self.norm(result)
 
-        layer = self.convolution
-        unknown = offset.isnan()  # at such places the operator would read, and crash, anywhere in memory
-        mask = mask.masked_fill(unknown.unflatten(1, (_TAPS, 2)).any(2), torch.nan)
-        offset = offset.nan_to_num(nan=_FAR_AWAY)
-        _refuse_sums_in_no_order(x, offset)
-        with torch.autocast(x.device.type, enabled=False):  # there is no kernel for bfloat16
-            parts = (as_float32_at_least(part) for part in (x, offset, layer.weight, layer.bias, mask))
-            x_, offset_, weight, bias, mask_ = parts
-            result = deform_conv2d(x_, offset_, weight, bias, stride=layer.stride, padding=layer.padding, mask=mask_)
-        return self.norm(result.to(x.dtype))
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        """Every tap is a query of deformable attention with one head, level and point; then one product."""
+        shape = torch.tensor([x.shape[-2:]], device=x.device)
+        tokens = x.flatten(2).transpose(1, 2)[:, :, None]  # (B, H W, 1, C)
+        locations = self._locations(offset, x.shape[-2:]).flatten(1, 3)[:, :, None, None, None]
+        shares = mask.permute(0, 2, 3, 1).flatten(1)[:, :, None, None, None]
+        read = ms_deform_attn(tokens, shape, torch.zeros_like(shape[:, 0]), locations, shares)  # (B, h w 9, C)
+        weight = self.convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 9 C)
+        result = affine(read.unflatten(1, (-1, _TAPS)).flatten(2), weight, self.convolution.bias)
+        return result.transpose(1, 2).unflatten(2, offset.shape[-2:])
 
-
-def _refuse_sums_in_no_order(*inputs: Tensor) -> None:
-    """Raise what torch raises for its own operations: torchvision's gradient on a GPU does not, or not in all versions.
-
-    It adds to the map's gradient in whatever order its threads come.
-    """
-    if inputs[0].device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
-        return
-    if torch.is_grad_enabled() and any(part.requires_grad for part in inputs):
-        raise RuntimeError(
-            "SOLVER.DETERMINISTIC_ON is True, but on a GPU the gradient of torchvision's deformable convolution (in "
-            "GLIP's tower) has no form that gives the same bits again; set it to False, train on the CPU, or freeze "
-            "all but the head (SOLVER.FREEZE)"
-        )
+    def _locations(self, offset: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, h, w, 9, 2): x and y of what taps read, as shares of a map of `size` (H, W); its centre for NaN."""
+        offset = as_float32_at_least(offset).unflatten(1, (_TAPS, 2))
+        height, width = offset.shape[-2:]
+        options: dict[str, Any] = {"dtype": offset.dtype, "device": offset.device}
+        taps = torch.arange(_TAPS, **options)
+        stride = self.convolution.stride[0]
+        rows = torch.arange(height, **options) * stride + (taps // 3 - 0.5)[:, None]  # a cell's centre is at 0.5
+        columns = torch.arange(width, **options) * stride + (taps % 3 - 0.5)[:, None]
+        y = (offset[:, :, 0] + rows[:, :, None]) / size[0]
+        x = (offset[:, :, 1] + columns[:, None]) / size[1]
+        return torch.stack((x, y), -1).nan_to_num(nan=0.5).permute(0, 2, 3, 1, 4)
 
 
 def _flat_prefix(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -3,12 +3,13 @@
 import math
 
 import grounding_dino  # noqa: F401
-from grounding_dino.modeling.dense_head.dynamic_conv import DynamicConv, DynamicReLU
+from grounding_dino.modeling.dense_head.dynamic_conv import DeformableBranch, DynamicConv, DynamicReLU
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import deform_conv2d
 
 DIM, GROUPS = 8, 4
 ODD = [(5, 7), (3, 4), (2, 2), (1, 1)]  # the prefix of a buffer is neither its crop nor its reduction
@@ -184,3 +185,29 @@ def test_dynamic_relu_starts_near_a_relu() -> None:
         torch.nn.init.zeros_(parameter)
     x = torch.randn(2, 4, 3, 5)
     assert torch.equal(layer(x), x.relu())
+
+
+@pytest.mark.parametrize("stride, size", [(1, (6, 9)), (2, (3, 5))])
+def test_values_and_gradients_are_those_of_torchvision(stride: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    branch = DeformableBranch(DIM, stride, GROUPS).double()
+    x = torch.randn(2, DIM, 6, 9, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(2, 18, *size, dtype=torch.float64).mul(3).requires_grad_()  # some outside of the map
+    mask = torch.rand(2, 9, *size, dtype=torch.float64, requires_grad=True)
+    layer, given = branch.convolution, [x, offset, mask, *branch.convolution.parameters()]
+    plain = deform_conv2d(x, offset, layer.weight, layer.bias, stride=stride, padding=1, mask=mask)
+    expected = branch.norm(plain)
+    found = branch(x, offset, mask)
+    towards = torch.randn_like(found)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    gradients = (torch.autograd.grad(result, given, towards) for result in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+def test_runs_in_half_precision() -> None:
+    layer, maps = random_layer().float(), [m.float() for m in random_maps(ODD)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(maps)
+    for ours, exact in zip(found, layer(maps), strict=True):
+        torch.testing.assert_close(ours.float(), exact, atol=0.1, rtol=0.1)
