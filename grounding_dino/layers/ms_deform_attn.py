@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from grounding_dino.layers.box_ops import as_float32_at_least
+from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.ops import ms_deform_attn
 from grounding_dino.ops.linear import linear
 
@@ -94,3 +95,11 @@ class MSDeformAttn(nn.Module):
     def _for_points(self, x: Tensor) -> Tensor:
         """(..., L, 2) of each level -> (..., L * points * 2), of each point."""
         return x[..., None, :].expand(*x.shape[:-1], self.num_points, 2).flatten(-3)
+
+
+@kept_for_sizes(64)  # each level of GLIP's pictures alone, too
+def layout_of_levels(sizes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`spatial_shapes` (L, 2) and `level_start_index` (L,) of levels of `sizes` (h, w), one behind the other."""
+    shapes = torch.tensor(sizes, dtype=torch.int64, device=device)
+    tokens = shapes.prod(1)
+    return shapes, tokens.cumsum(0) - tokens

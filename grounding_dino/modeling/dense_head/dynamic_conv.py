@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grounding_dino.layers.box_ops import as_float32_at_least
+from grounding_dino.layers.ms_deform_attn import layout_of_levels
 from grounding_dino.ops import ms_deform_attn
 from grounding_dino.ops.linear import affine
 
@@ -82,11 +83,11 @@ class DeformableBranch(nn.Module):
 
     def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """Every tap is a query of deformable attention with one head, level and point; then one product."""
-        shape = torch.tensor([x.shape[-2:]], device=x.device)
+        layout = layout_of_levels(((x.shape[2], x.shape[3]),), x.device)
         tokens = x.flatten(2).transpose(1, 2)[:, :, None]  # (B, H W, 1, C)
         locations = self._locations(offset, x.shape[-2:]).flatten(1, 3)[:, :, None, None, None]
         shares = mask.permute(0, 2, 3, 1).flatten(1)[:, :, None, None, None]
-        read = ms_deform_attn(tokens, shape, torch.zeros_like(shape[:, 0]), locations, shares)  # (B, h w 9, C)
+        read = ms_deform_attn(tokens, *layout, locations, shares)  # (B, h w 9, C)
         weight = self.convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 9 C)
         result = affine(read.unflatten(1, (-1, _TAPS)).flatten(2), weight, self.convolution.bias)
         return result.transpose(1, 2).unflatten(2, offset.shape[-2:])

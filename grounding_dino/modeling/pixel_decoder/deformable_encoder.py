@@ -7,7 +7,7 @@ from typing import Any
 
 from grounding_dino.layers.blocks import FeedForward, block_of, in_blocks
 from grounding_dino.layers.constants import kept_for_sizes
-from grounding_dino.layers.ms_deform_attn import MSDeformAttn
+from grounding_dino.layers.ms_deform_attn import MSDeformAttn, layout_of_levels
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
 from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures, mask_ratios
@@ -217,7 +217,7 @@ def _build_text_layer(cfg: CfgNode) -> TextLayer:
 def flatten_levels(features: FeaturePyramid) -> Memory:
     """Lay the maps of a pyramid one behind the other as tokens."""
     sizes = tuple((m.shape[-2], m.shape[-1]) for m in features.maps)
-    spatial_shapes, level_start_index = _layout(sizes, features.maps[0].device)
+    spatial_shapes, level_start_index = layout_of_levels(sizes, features.maps[0].device)
     return Memory(
         features=torch.cat([m.flatten(2).transpose(1, 2) for m in features.maps], dim=1),
         padding_mask=torch.cat([m.flatten(1) for m in features.padding_masks], dim=1),
@@ -228,14 +228,6 @@ def flatten_levels(features: FeaturePyramid) -> Memory:
         fewest_tokens=features.fewest_tokens,
         sizes=sizes,
     )
-
-
-@kept_for_sizes(16)
-def _layout(sizes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`spatial_shapes` (L, 2) and `level_start_index` (L,)."""
-    shapes = torch.tensor(sizes, dtype=torch.int64, device=device)
-    tokens = shapes.prod(1)
-    return shapes, tokens.cumsum(0) - tokens
 
 
 def _valid_ratio(padding_mask: Tensor) -> Tensor:
