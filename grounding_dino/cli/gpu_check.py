@@ -209,9 +209,8 @@ def check_model(device: str, opts: Sequence[object] = ()) -> Iterator[Result]:
             continue
         length = min(len(wanted), len(found), BEST)
         differences = (wanted[:length] - found[:length]).abs() if length else torch.zeros(1)
-        passed = (len(wanted) == len(found) or dtype is not None) and float(differences.mean()) <= SCORE_TOLERANCE[
-            dtype
-        ]
+        as_many = len(wanted) == len(found) or dtype is not None
+        passed = as_many and float(differences.mean()) <= SCORE_TOLERANCE[dtype]
         graphs = getattr(getattr(model, "find", None), "graphs", None)
         if graphs is not None and torch.device(device).type == "cuda":
             passed = passed and len(graphs) > 0
