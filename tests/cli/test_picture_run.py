@@ -134,7 +134,7 @@ def test_few_pictures_are_under_way_at_a_time(predictor, pictures, tmp_path, mon
     assert len(report.records) == 50 and 1 < most <= 5
 
 
-@pytest.mark.skipif(not picture_workers.can_fork(), reason="processes cannot be forked here")
+@needs_fork
 @pytest.mark.parametrize(
     "device, threads, wanted", [("cpu", 4, 0), ("cpu", 3, 1), ("cpu", 8, 0), ("cuda", 4, 3), ("cuda", 1, 3)]
 )
