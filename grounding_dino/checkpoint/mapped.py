@@ -53,16 +53,16 @@ def mappings_of(path: str, state: Mapping[str, Tensor]) -> list[tuple[int, int]]
         return []
     path = os.path.realpath(path)
     places = [tensor.data_ptr() for tensor in state.values() if tensor.device.type == "cpu"]
-    found = []
-    for start, end, file, counts in _MAPPING.findall(_SMAPS.read_text()):
-        first, last = int(start, 16), int(end, 16)
-        if file == path and "Anonymous:" in counts and not _WRITTEN.search(counts):
-            found += [(first, last)] if any(first <= place < last for place in places) else []
-    return found
+    unwritten = [
+        (int(start, 16), int(end, 16))
+        for start, end, file, counts in _MAPPING.findall(_SMAPS.read_text())
+        if file == path and "Anonymous:" in counts and not _WRITTEN.search(counts)
+    ]
+    return [(start, end) for start, end in unwritten if any(start <= place < end for place in places)]
 
 
 def release_pages(mappings: Iterable[tuple[int, int]]) -> None:
     """Take pages of files out of this process's memory; what is read again comes back from the file."""
+    libc = ctypes.CDLL(None)
     for start, end in mappings:
-        madvise = ctypes.CDLL(None).madvise
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
