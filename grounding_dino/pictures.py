@@ -5,6 +5,7 @@ Exported models read pictures with this module where torch is not installed: it 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -32,13 +33,22 @@ def read_picture(path: str | os.PathLike[str], upright: bool = True) -> RgbArray
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no picture {str(path)!r}" + (" (it is a folder)" if file.is_dir() else ""))
+    return _decoded(file, str(path), upright)
+
+
+def decode_picture(encoded: bytes, name: str, upright: bool = True) -> RgbArray:
+    """As :func:`read_picture`, of a file's content; `name` is what errors call it."""
+    return _decoded(io.BytesIO(encoded), name, upright)
+
+
+def _decoded(file: Path | io.BytesIO, name: str, upright: bool) -> RgbArray:
     try:
         with Image.open(file) as picture:
             return from_pil(picture, upright)
     except UnidentifiedImageError:
-        raise ValueError(f"{str(path)!r} is not a picture in a known format") from None
+        raise ValueError(f"{name!r} is not a picture in a known format") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"the picture {name!r} cannot be read: {error}") from error
 
 
 def shortest_edge_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
