@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import count, count_or_none
+from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program
 from grounding_dino.cli.choice_arguments import add_choice_options
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
-INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 
 EPILOG = """\
 examples:
@@ -41,6 +39,7 @@ The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage
 def build_parser() -> argparse.ArgumentParser:
     """The options, named as in the demos of Detectron2 and Mask DINO."""
     parser = argparse.ArgumentParser(
+        prog=program("demo.py"),
         description="Detect and segment what a text names, or the classes that a model knows, in pictures, a video "
         "or a webcam.",
         epilog=EPILOG,
