@@ -22,7 +22,7 @@ from grounding_dino.exported.runtimes import load_runtime
 from grounding_dino.pictures import PicturePreparation, RgbArray, is_single, to_rgb
 from grounding_dino.prompt_arguments import Asked, class_prompts, prompts_of
 from grounding_dino.structures import InstanceList, Prompt
-from grounding_dino.text.phrases import named_phrases
+from grounding_dino.text.phrases import name_phrases
 from grounding_dino.text.prompt_arrays import stack_prompts
 from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import build_tokenizer
@@ -168,8 +168,8 @@ class OnnxPredictor:
         """
         parts: list[list[Detections]] = [[] for _ in inputs]
         sizes = [self._frame(picture["image"]) for picture in inputs]
-        for picture, part in self._parts(inputs, sizes):
-            parts[picture].append(part)
+        for owner, part in self._parts(inputs, sizes):
+            parts[owner].append(part)
         results = []
         for i, picture in enumerate(inputs):
             found = joined(parts[i], self.description.detections_per_image)
@@ -190,8 +190,8 @@ class OnnxPredictor:
                 batch = pairs[start : start + self.batch_size]
                 for (i, asked), answer in zip(batch, self._run(inputs, frame, batch)):
                     found = self._read(answer, asked, inputs[i], frame)
-                    if self.description.dense is None:
-                        found = dataclasses.replace(found, query_indices=found.query_indices + count[i])
+                    if self.description.dense is None:  # whose places are the same for all prompts
+                        found = found.of_later_queries(count[i])
                     count[i] += len(answer.pred_logits)
                     yield i, found
 
@@ -261,12 +261,12 @@ class OnnxPredictor:
         if names is None:
             assert self.prompts is not None and found.token_logits is not None
             prompt = self.prompts.of_caption(asked["caption"])
-            phrases = named_phrases(found.token_logits, prompt, self.prompts.tokenizer, text_threshold)
+            phrases = name_phrases(found.token_logits, prompt, self.prompts.tokenizer, text_threshold)
             found = dataclasses.replace(found, phrases=InstanceList(phrases))
         else:
             assert found.pred_classes is not None and found.query_indices is not None
             of_pairs = (found.scores, found.pred_classes, found.query_indices, found.pred_boxes)
-            found = found[choice.rows(*of_pairs, names, asked.get("not_wanted", ()))]
-            labels = InstanceList(names[i] for i in found.pred_classes.tolist())
-            found = dataclasses.replace(found, labels=labels)
+            rows = choice.rows(*of_pairs, names, asked.get("not_wanted", ()))
+            labels = InstanceList(names[i] for i in found.pred_classes[rows].tolist())
+            found = dataclasses.replace(found[rows], labels=labels)
         return dataclasses.replace(found, query_indices=None, token_logits=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from grounding_dino.detection_choice import pairwise_iou
 from grounding_dino.exported.description import DenseDescription
 from grounding_dino.exported.detections import Answer, Array, Detections, Size, category_scores
 from grounding_dino.structures import Prompt
@@ -114,14 +115,10 @@ class DensePicture:
 
 def without_overlaps(boxes: Array, threshold: float) -> Array:
     """Indices of boxes (N, 4) XYXY, best first, that no better one kept overlaps by more than `threshold` (IoU)."""
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = np.arange(len(boxes))
     kept = []
     while len(left):
         best, left = left[0], left[1:]
         kept.append(best)
-        low = np.maximum(boxes[best, :2], boxes[left, :2])
-        high = np.minimum(boxes[best, 2:], boxes[left, 2:])
-        shared = np.prod(np.maximum(high - low, 0), axis=1)
-        left = left[~(shared > threshold * (areas[best] + areas[left] - shared))]
+        left = left[pairwise_iou(boxes[left], boxes[best][None])[:, 0] <= threshold]
     return np.asarray(kept, dtype=np.int64)

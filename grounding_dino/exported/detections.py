@@ -55,6 +55,11 @@ class Detections:
         parts = {name: part[chosen] for name, part in self.get_fields().items()}
         return dataclasses.replace(self, **parts)
 
+    def of_later_queries(self, first: int) -> Detections:
+        """The same, with queries counted from `first`."""
+        assert self.query_indices is not None
+        return dataclasses.replace(self, query_indices=self.query_indices + first)
+
     def get_fields(self) -> dict[str, Any]:
         """What is there of each detection, by name, as of `Instances`."""
         names = (field.name for field in dataclasses.fields(self) if field.name != "image_size")
@@ -134,7 +139,9 @@ def joined(parts: Sequence[Detections], limit: int) -> Detections:
     """Detections of several prompts, the `limit` best first; of equal scores those of the earlier prompt."""
     if len(parts) == 1:
         return parts[0][:limit]
-    fields = {name: np.concatenate([part.get_fields()[name] for part in parts]) for name in parts[0].get_fields()}
+    fields: dict[str, Any] = {
+        name: np.concatenate([part.get_fields()[name] for part in parts]) for name in parts[0].get_fields()
+    }
     return Detections(image_size=parts[0].image_size, **fields)[_falling(fields["scores"])[:limit]]
 
 

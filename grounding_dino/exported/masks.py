@@ -38,11 +38,11 @@ class MaskFrame:
 
 def with_masks(found: Detections, place: MaskFrame, mask_scores: bool) -> Detections:
     """Detections with `pred_masks` of their `mask_logits`, and with `mask_scores` scored by them too; best first."""
-    assert found.mask_logits is not None
+    assert found.mask_logits is not None and found.query_indices is not None
+    _, first, row_of = np.unique(found.query_indices, return_index=True, return_inverse=True)
     masks = np.zeros((len(found), *place.size), dtype=np.bool_)
     certainty = np.zeros(len(found), dtype=np.float32)
     chunk = max(1, _MAX_CHUNK // max(rows * columns for rows, columns in (place.size, place.frame)))
-    _, first, row_of = np.unique(found.query_indices, return_index=True, return_inverse=True)
     for start in range(0, len(first), chunk):
         logits = place.on_picture(found.mask_logits[first[start : start + chunk]].astype(np.float32))
         for offset, of_query in enumerate(logits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,7 +102,7 @@ class OpenVinoRuntime:
         return {port.get_any_name(): np.asarray(found[port]) for port in self._model.outputs}
 
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVinoRuntime}
+RUNTIMES: dict[str, Callable[..., Runtime]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVinoRuntime}
 
 
 def load_runtime(path: str | os.PathLike[str], name: str = "onnxruntime", **options: Any) -> Runtime:
