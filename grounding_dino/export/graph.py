@@ -109,8 +109,14 @@ def _dino_graph(model: Any) -> DetectorGraph:
     return DetectorGraph(model) if model.text_encoder is None else TextDetectorGraph(model)
 
 
+def _glip_graph(model: Any) -> DetectorGraph:
+    from grounding_dino.export.glip_graph import GlipGraph
+
+    return GlipGraph(model)
+
+
 # By MODEL.META_ARCHITECTURE.
-GRAPHS: dict[str, Callable[[Any], DetectorGraph]] = {"GeneralizedDINO": _dino_graph}
+GRAPHS: dict[str, Callable[[Any], DetectorGraph]] = {"GeneralizedDINO": _dino_graph, "GLIP": _glip_graph}
 
 
 def graph_of(model: nn.Module) -> DetectorGraph:
