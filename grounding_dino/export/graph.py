@@ -13,11 +13,12 @@ Inputs, in this order; B pictures of H x W pixels with padding, T text tokens:
 Outputs: `pred_logits` (B, Q, T or K), -inf on padded tokens and for queries that a picture has no image tokens for;
 `pred_boxes` (B, Q, 4) cxcywh in [0, 1] of each picture without its padding; of models with masks `pred_masks`
 (B, Q, h, w) logits of cells of 4 x 4 pixels from the picture's corner. Q is always that of the configuration.
+Where padding counts (Mask DINO: `MODEL.PADDING_MASK_ON False`), boxes and masks are relative to the picture padded to
+multiples of `MODEL.SIZE_DIVISIBILITY`, and so are H and W.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ from typing import Any
 from grounding_dino.export.padding import PictureSizes, as_if_alone
 from grounding_dino.structures import FeaturePyramid, Memory, Predictions, TextFeatures, TokenizedText
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,7 +54,9 @@ class DetectorGraph(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """What `forward` returns, by name."""
-        return ("pred_logits", "pred_boxes") if self.model.masks is None else ("pred_logits", "pred_boxes", "pred_masks")
+        return (
+            ("pred_logits", "pred_boxes") if self.model.masks is None else ("pred_logits", "pred_boxes", "pred_masks")
+        )
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, ...]:
         """See the module."""
@@ -127,7 +129,9 @@ def graph_of(model: nn.Module) -> DetectorGraph:
     """
     name = type(model).__name__
     if name not in GRAPHS:
-        raise ValueError(f"a {name} (MODEL.META_ARCHITECTURE) cannot be exported; known are {', '.join(sorted(GRAPHS))}")
+        raise ValueError(
+            f"a {name} (MODEL.META_ARCHITECTURE) cannot be exported; known are {', '.join(sorted(GRAPHS))}"
+        )
     return GRAPHS[name](model)
 
 
@@ -153,48 +157,3 @@ def _constant_number_of_queries(selection: Any) -> Iterator[None]:
         yield
     finally:
         del selection.select
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Inputs that a graph is traced and checked with, by name."""
-
-    inputs: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, graph: DetectorGraph, size: tuple[int, int], seed: int = 0) -> Example:
-        """Two pictures of smooth colours, the second smaller than `size` (h, w), and texts of two lengths."""
-        from grounding_dino.text.batch import collate_prompts
-
-        generator = torch.Generator().manual_seed(seed)
-        height, width = size
-        coarse = torch.rand(2, 3, 12, 12, generator=generator)
-        inputs = {"images": 255 * F.interpolate(coarse, (height, width), mode="bilinear")}
-        mask = torch.zeros(2, height, width, dtype=torch.bool)
-        mask[1, height - height // 4 :] = True
-        mask[1, :, width - width // 5 :] = True
-        inputs["padding_mask"] = mask
-        if graph.input_names != PICTURE_INPUTS:
-            builder = graph.model.text_encoder.prompts
-            names = (["cat", "red circle", "traffic light"], ["dog", "cat"])
-            text = collate_prompts([builder.of_categories(each)[0] for each in names])
-            inputs |= {
-                "input_ids": text.input_ids,
-                "position_ids": text.position_ids,
-                "text_padding_mask": text.padding_mask,
-                "text_attention_mask": text.attention_mask,
-            }
-        return cls(inputs)
-
-    def picture(self, index: int) -> Example:
-        """One of its pictures, as if alone: without the padding of the batch and of its texts."""
-        rows = {name: tensor[index : index + 1] for name, tensor in self.inputs.items()}
-        mask = rows["padding_mask"][0]
-        height, width = int((~mask[:, 0]).sum()), int((~mask[0]).sum())
-        rows |= {"images": rows["images"][..., :height, :width], "padding_mask": mask[None, :height, :width]}
-        if "input_ids" in rows:
-            length = int((~rows["text_padding_mask"]).sum())
-            for name in TEXT_INPUTS:
-                rows[name] = rows[name][:, :length]
-            rows["text_attention_mask"] = rows["text_attention_mask"][..., :length]
-        return Example(rows)
