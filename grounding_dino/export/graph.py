@@ -73,8 +73,13 @@ class DetectorGraph(nn.Module):
             features = FeaturePyramid(maps, masks, has_padding=True, mask_map=mask_map)
             with _constant_number_of_queries(model.query_selection):
                 found: Predictions = model.find(features, text).layers[-1]
-        outputs = (found.pred_logits, found.pred_boxes)
-        return outputs if found.pred_masks is None else (*outputs, found.pred_masks)
+        return _outputs(found)
+
+    def answers(self, picture: Tensor, asked: Any) -> tuple[Tensor, ...]:
+        """What the model itself finds in a picture (3, h, w), asked for a prompt or its classes; as `forward`."""
+        features = self.model.extract_features(self.model.preprocess_image([{"image": picture}]))
+        found: Predictions = self.model.detect(features, [asked]).layers[-1]
+        return _outputs(found)
 
     def strides(self) -> list[int]:
         """Pixels to a cell of each level, finest first."""
@@ -105,6 +110,11 @@ class TextDetectorGraph(DetectorGraph):
         embeddings = encoder.projection(encoder.encode(tokens))
         text = TextFeatures(embeddings, text_padding_mask, text_attention_mask, position_ids)
         return self.find(images, padding_mask, text)
+
+
+def _outputs(found: Predictions) -> tuple[Tensor, ...]:
+    outputs = (found.pred_logits, found.pred_boxes)
+    return outputs if found.pred_masks is None else (*outputs, found.pred_masks)
 
 
 def _dino_graph(model: Any) -> DetectorGraph:
