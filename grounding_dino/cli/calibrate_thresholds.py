@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import INTERRUPTED, count, program, share
+from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program, share
 
 if TYPE_CHECKING:
     from grounding_dino.evaluation.calibration import Calibration, JudgedCategory, Measures
@@ -29,8 +29,9 @@ examples:
       --dataset cells=train.json:images --evaluate val=val.json:images --output thresholds.json
   %(prog)s --dataset cells=train.json:images --precision 0.9
 A category's threshold is the one with the best F1 (or, with --precision, the lowest with that share of right
-detections), counted over its own objects and --min-objects of all categories alike; a category of fewer objects takes
-the threshold of all together, which is also that of unknown names. Detections are the predictor's: one name a query.
+detections). Few objects make a chance of it: scores are smoothed, and --pool-weight objects of all categories together
+are added to each one's own. The threshold of all together is that of unknown names. Detections are the predictor's: one
+name a query.
 The file is read by --thresholds of the demo and of other commands, and by CategoryThresholds.load in Python.
 The exit code is 0 if all went well, 1 if some pictures could not be read, 2 on wrong usage, 130 after Ctrl-C."""
 
@@ -72,11 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", type=share, metavar="X", help="the share of detections that are to be right, instead of best F1"
     )
     parser.add_argument(
-        "--min-objects",
-        type=count,
-        default=10,
+        "--pool-weight",
+        type=count_or_none,
+        default=3,
         metavar="N",
-        help="a category of fewer objects has no threshold of its own (default: 10)",
+        help="objects of all categories together that are added to those of each; more where categories are alike "
+        "(default: 3)",
     )
     parser.add_argument(
         "--output", default="thresholds.json", metavar="FILE", help="file to write (default: thresholds.json)"
@@ -125,7 +127,7 @@ def calibrate(args: argparse.Namespace) -> int:
     predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
     found = [each.detect(predictor, args.batch_size) for each in pictures]
     judged = [judge(each.truth, each.results, args.iou) for each in found]
-    calibration = Calibrator(args.precision, args.min_objects)(judged[0])
+    calibration = Calibrator(args.precision, args.pool_weight)(judged[0])
     facts = facts_of(args, predictor, pictures[0].name, found[0], judged[0], calibration)
     if args.evaluate:
         facts["evaluation"] = {"data_set": pictures[1].name, **measured(judged[1], calibration.thresholds)}
@@ -149,10 +151,12 @@ def planned_files(output: str, plot: str | None) -> tuple[Path, Path]:
     Raises:
         ValueError: one is a folder, both are one, or a folder cannot be made.
     """
+    named = {"--output": output, "--plot": plot}
+    for option, text in named.items():
+        if text is not None and Path(text).is_dir():
+            raise ValueError(f"{option} {text!r} is a folder; name a file in it")
     files = Path(output), Path(plot) if plot else Path(output).with_suffix(".png")
-    for option, file in zip(("--output", "--plot"), files):
-        if file.is_dir():
-            raise ValueError(f"{option} {str(file)!r} is a folder; name a file in it")
+    for option, file in zip(named, files):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,10 +178,9 @@ def facts_of(
     return {
         "goal": "best F1" if args.precision is None else f"precision {args.precision:g}",
         "iou": args.iou,
-        "min_objects": args.min_objects,
+        "pool_weight": args.pool_weight,
         "config": Path(args.config_file).name,
         "weights": Path(predictor.weights).name,
-        "pooled": list(calibration.pooled),
         "without_objects": list(calibration.without_objects),
         "unreachable": list(calibration.unreachable),
         "calibration": {
@@ -244,7 +247,6 @@ def print_notes(calibration: Calibration, args: argparse.Namespace) -> None:
     """Which categories have another threshold than their own detections ask for, and why."""
     default = calibration.thresholds.default
     for names, note in (
-        (calibration.pooled, f"fewer than {args.min_objects} objects: the threshold of all together"),
         (calibration.without_objects, f"no object: the default for unknown names, {default:.4f}"),
         (
             calibration.unreachable,

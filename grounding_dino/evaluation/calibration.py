@@ -18,11 +18,11 @@ from pycocotools.cocoeval import COCOeval
 
 Floats = NDArray[np.float64]
 
-MIN_OBJECTS = 10
+POOL_WEIGHT = 3
 LEAST_SCORE = 0.01  # below it no detection is worth a threshold; a model gives hundreds of these in every picture
-_MOST_CUTS = 4096  # thresholds that are tried; more scores than that lie close together
 _DECIMALS = 4  # of thresholds: what is measured is what the file says
 _ABOVE_ALL = 1.0
+_LEAST_WIDTH = 0.05  # in logits, a few steps of the grid
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,11 @@ class Calibration:
     """Thresholds, and which categories have theirs for another reason than their own detections.
 
     Attributes:
-        pooled: categories of too few objects.
         without_objects: these have no threshold of their own.
         unreachable: no threshold gives them the wanted precision; theirs is 1, which nothing exceeds.
     """
 
     thresholds: CategoryThresholds
-    pooled: Sequence[str] = ()
     without_objects: Sequence[str] = ()
     unreachable: Sequence[str] = ()
 
@@ -145,19 +143,22 @@ class Calibration:
 class Calibrator:
     """Chooses thresholds from what was right in labelled pictures.
 
-    A category's best cut on a handful of objects is chance. So each category with objects also counts `min_objects`
-    objects of the pool, with what a threshold keeps of these: the mean over the categories that have at least
-    `min_objects` themselves, or over all if none has. A category of fewer takes the pool's threshold, which is the
-    default for unknown names too.
+    The best cut through a handful of scores is chance. Two things steady it. Scores are spread out (in logits, by a
+    Gaussian of Silverman's width: narrower the more objects a category has), so that a cut does not follow single
+    detections. And each category counts some objects more than its own, with what thresholds keep of the *pool*: the
+    mean over all categories with objects. The pool's threshold is the default for unknown names.
+
+    In simulations with 1 to 1000 objects and more or less different categories, half to a tenth of the F1 that the best
+    cut through the plain scores loses was lost; a common threshold for all categories of few objects was worse.
 
     Attributes:
-        precision: the share of detections that are to be right; of the thresholds that reach it in the category and
-            with the pool, the lowest is taken. None: the best F1.
-        min_objects: of a category.
+        precision: the share of detections that are to be right; the lowest threshold is taken that has it both in the
+            plain and in the steadied counts. None: the best F1.
+        pool_weight: objects of the pool that are added to those of a category.
     """
 
     precision: float | None = None
-    min_objects: int = MIN_OBJECTS
+    pool_weight: float = POOL_WEIGHT
 
     def __call__(self, categories: Sequence[JudgedCategory]) -> Calibration:
         """The thresholds.
@@ -168,66 +169,66 @@ class Calibrator:
         with_objects = [category for category in categories if category.num_objects]
         if not with_objects:
             raise ValueError("no picture has an object to calibrate thresholds with; label some")
-        pool = _Pool([each for each in with_objects if each.num_objects >= self.min_objects] or with_objects)
-        common = self._best(pool.cuts(), *pool.kept(pool.cuts()), 1.0)
-        default = _ABOVE_ALL if common is None else common
+        pool = np.mean([_per_object(category) for category in with_objects], axis=0)  # (2, T)
+        default = self._best(pool, pool, 1.0)
+        spread = _spread(with_objects)
         thresholds: dict[str, float] = {}
-        report: dict[str, list[str]] = {"pooled": [], "unreachable": []}
+        unreachable = []
         for category in with_objects:
-            if category.num_objects < self.min_objects:
-                own = common
-                report["pooled"].append(category.name)
-            else:
-                own = self._of_category(category, pool)
+            width = max(0.9 * spread * category.num_objects**-0.2, _LEAST_WIDTH)  # Silverman's rule
+            steadied = _spread_out(category, width) + self.pool_weight * pool
+            own = self._best(np.stack(category.kept(_GRID)), steadied, category.num_objects + self.pool_weight)
             if own is None:
-                report["unreachable"].append(category.name)
+                unreachable.append(category.name)
             thresholds[category.name] = _ABOVE_ALL if own is None else own
         without = [category.name for category in categories if not category.num_objects]
-        return Calibration(CategoryThresholds(default, thresholds), without_objects=without, **report)
+        common = _ABOVE_ALL if default is None else default
+        return Calibration(CategoryThresholds(common, thresholds), without, unreachable)
 
-    def _of_category(self, category: JudgedCategory, pool: _Pool) -> float | None:
-        cuts = _cuts(category.scores)
-        (count, right), (pool_count, pool_right) = category.kept(cuts), pool.kept(cuts)
-        if self.precision is not None:  # with the pool alone, the category itself could fall short of it
-            allowed = (right >= self.precision * count) & (count > 0)
-            cuts, count, right, pool_count, pool_right = (
-                values[allowed] for values in (cuts, count, right, pool_count, pool_right)
-            )
-        weight = float(self.min_objects)
-        return self._best(cuts, count + weight * pool_count, right + weight * pool_right, category.num_objects + weight)
-
-    def _best(self, cuts: Floats, count: Floats, right: Floats, num_objects: float) -> float | None:
-        """The best of thresholds (T,), given what they keep; None where none reaches the wanted precision."""
+    def _best(self, plain: Floats, steadied: Floats, num_objects: float) -> float | None:
+        """The best threshold of the grid, given what each keeps, (2, T) all and right ones; None where none will do."""
+        count, right = steadied
         if self.precision is None:
-            return float(cuts[np.argmax(2 * right / (count + num_objects))])
-        reached = cuts[(right >= self.precision * count) & (count > 0)]
+            return float(_GRID[np.argmax(2 * right / (count + num_objects))])
+        enough = [(kept > 0) & (hits >= self.precision * kept) for kept, hits in (plain, steadied)]
+        reached = _GRID[enough[0] & enough[1]]
         return float(reached.min()) if len(reached) else None
 
 
-class _Pool:
-    """Categories together, each with the same weight, counted for one object of theirs."""
-
-    def __init__(self, categories: Sequence[JudgedCategory]) -> None:
-        self._categories = categories
-
-    def cuts(self) -> Floats:
-        return _cuts(np.concatenate([category.scores for category in self._categories]))
-
-    def kept(self, thresholds: Floats) -> tuple[Floats, Floats]:
-        """As of a category, per object."""
-        counts, rights = zip(
-            *([part / category.num_objects for part in category.kept(thresholds)] for category in self._categories)
-        )
-        return np.mean(counts, axis=0), np.mean(rights, axis=0)
+def _logits(values: NDArray[np.floating[Any]]) -> Floats:
+    clipped = np.clip(values.astype(np.float64), 1e-3, 1 - 1e-3)
+    return np.log(clipped / (1 - clipped))
 
 
-def _cuts(scores: NDArray[np.float32]) -> Floats:
-    """Thresholds between neighbouring scores, above all and below all of them, highest first."""
-    distinct = np.unique(np.concatenate([[LEAST_SCORE], scores.astype(np.float64), [_ABOVE_ALL]]))
-    between = np.unique(((distinct[1:] + distinct[:-1]) / 2).round(_DECIMALS))
-    if len(between) > _MOST_CUTS:
-        between = between[np.linspace(0, len(between) - 1, _MOST_CUTS).round().astype(int)]
-    return between[::-1]
+# Thresholds that are tried, evenly spread in logits, in as many digits as are written, so that what is measured is what
+# the file says. The lowest keeps all detections, the highest next to none.
+_GRID: Floats = np.unique(
+    (1 / (1 + np.exp(-np.linspace(*_logits(np.array([LEAST_SCORE, 0.998])), 400)))).round(_DECIMALS)
+)
+
+
+def _spread(categories: Sequence[JudgedCategory]) -> float:
+    """The standard deviation, in logits, of right detections inside their categories; 1 where nothing tells."""
+    variances = [_logits(each.scores[each.right]).var() for each in categories if each.right.sum() > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else 1.0
+
+
+def _per_object(category: JudgedCategory) -> Floats:
+    """(2, T): how many detections the grid's thresholds keep, and right ones, for one object."""
+    return np.stack(category.kept(_GRID)) / category.num_objects
+
+
+def _spread_out(category: JudgedCategory, width: float) -> Floats:
+    """(2, T): how many detections, and right ones, the grid's thresholds keep on average if logits vary by `width`."""
+    from scipy.special import ndtr
+
+    places = _logits(_GRID)
+    centres = np.concatenate([places[:1], (places[1:] + places[:-1]) / 2, places[-1:]])
+    share_kept = ndtr((centres - places[:, None]) / width)  # (T, T + 1): of detections between two thresholds
+    kept = np.stack(category.kept(_GRID))  # at each threshold, so that differences are of intervals
+    total = np.array([[len(category.scores)], [category.right.sum()]])
+    between = -np.diff(np.concatenate([total, kept, np.zeros((2, 1))], axis=1), axis=1)  # (2, T + 1)
+    return np.asarray(between @ share_kept.T)
 
 
 # ------------------------------------------------------------------------------------------------------ reliability

@@ -136,6 +136,8 @@ def draw_confusion(confusion: Confusion, limit: int = MOST_CATEGORIES) -> Figure
 def draw_reliability(parts: Sequence[Reliability], thresholds: Sequence[float]) -> Figure:
     """For each of `parts` the share of right detections over the score, beside the diagonal of perfect scores.
 
+    The numbers on the bars are of detections.
+
     Args:
         thresholds: of each part, drawn as a line.
     """
@@ -146,13 +148,13 @@ def draw_reliability(parts: Sequence[Reliability], thresholds: Sequence[float]) 
         axes = figure.add_subplot(rows, columns, place)
         edges = np.linspace(0, 1, len(part.counts) + 1)
         seen = part.counts > 0
-        axes.bar(edges[:-1][seen], part.share_right[seen], width=edges[1], align="edge", edgecolor="white")
-        axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
-        axes.plot(part.confidence[seen], part.share_right[seen], color="black", marker="o", markersize=3, linewidth=0.8)
-        axes.axvline(threshold, color="tab:orange", linewidth=1.5)
-        for left, share, number in zip(edges[:-1][seen], part.share_right[seen], part.counts[seen]):
-            axes.text(left + edges[1] / 2, share + 0.01, f"{number}", ha="center", fontsize=6, color="dimgrey")
+        bars = axes.bar(edges[:-1][seen], part.share_right[seen], width=edges[1], align="edge", edgecolor="white")
+        axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as the score says")
+        axes.axvline(threshold, color="tab:orange", linewidth=1.5, label="threshold")
+        axes.bar_label(bars, [str(number) for number in part.counts[seen]], padding=1, fontsize=6, color="dimgrey")
         axes.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="score", ylabel="share that is right")
+        if place == 1:
+            axes.legend(fontsize=7, loc="upper left")
         axes.set_title(f"{_short(part.name)}: calibration error {part.expected_error:.3f}", fontsize=9)
     return figure
 
