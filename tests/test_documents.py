@@ -96,14 +96,14 @@ def test_commands_parse(command):
         own = arguments.index("--")
         parse(script, arguments[:own])
         script, arguments = "train_net.py", arguments[own + 1 :]
-    if "--help" in arguments:
+    if command.is_mention:
         return
     options = parse(script, arguments)
     if not hasattr(options, "opts"):
         return
     named = getattr(options, "config_file", None) or "shapes_tiny"  # benchmark.py takes several
     for configuration in [named] if isinstance(named, str) else named:
-        if configuration in list_configs() or Path(configuration).suffix:
+        if configuration in list_configs() or (Path(configuration).suffix and not configuration.startswith("output/")):
             load_cfg(get_config_file(configuration), options.opts or [])
     if script == "train_net.py":
         assert all("--" not in word for word in options.opts or [])
@@ -123,6 +123,7 @@ def test_patterns_of_frozen_parameters_find_some(arguments):
 @pytest.mark.parametrize("script", sorted({command.script for command in SCRIPTS} - {ENTRY_POINT}))
 def test_scripts_explain_themselves(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))  # as Python does for a script
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert not end.value.code
@@ -161,3 +162,11 @@ def test_configurations_in_the_readme_exist():
     table = TEXTS["README.md"].partition("## Models")[2].partition("###")[0]
     named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
     assert len(named) >= 9 and set(named) <= set(list_configs())
+
+
+def test_messages_that_are_explained_exist():
+    own = TEXTS["docs/troubleshooting.md"].partition("## Kernels")[2]
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "grounding_dino").rglob("*.py"))
+    messages = re.findall(r"^\| `([^`]+)` +\|", own, re.MULTILINE)
+    assert len(messages) > 15
+    assert not [message for message in messages if message not in source]

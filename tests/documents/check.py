@@ -34,8 +34,8 @@ PARSED_ONLY = {
     "datasets/prepare_[!s]*.py": "needs the files of the data set; tests/data runs it on small ones",
     "tools/convert_data.py": "needs the files of the data set; tests/data runs it on small ones",
 }
-DATA_SETS = "berries", "shapes_", "coco_2017_train", "coco_2017_val"  # beginnings of the names that have stand-ins
-PLACEHOLDERS = re.compile(r"ADDRESS_OR_FILE|PATH$|\.\.\.|/path/to|NAME=|--webcam|--num-machines")
+DATA_SETS = re.compile(r"berries|shapes_\w+|coco_2017_(train|val)")  # those that have stand-ins
+PLACEHOLDERS = re.compile(r"ADDRESS_OR_FILE|PATH$|\.\.\.|/path/to|NAME=|FILE FOLDER|--webcam|--num-machines")
 SMALL_TEST = "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0"
 SMALL_TRAINING = (
     "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0 SOLVER.CHECKPOINT_PERIOD 2 TEST.EVAL_PERIOD 2 "
@@ -43,8 +43,6 @@ SMALL_TRAINING = (
 )
 TRAINING = "train_net.py", "tests/examples/train_mine.py"
 SMALL_SHAPES = "--num-train 12 --num-val 4 --num-unseen 4 --size 96 --workers 1 --quiet"
-# Programs that are only compiled, by what they contain, and why.
-NOT_RUN_PYTHON = {"groundingdino.util": "the authors' code"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ def plan(name: str) -> Iterator[Step]:
         reason = why_not(command)
         yield Step(name, command.text, [] if reason else words_to_run(command), reason)
     for body in blocks(TEXTS[name], "python"):
-        reason = next((why for text, why in NOT_RUN_PYTHON.items() if text in body), None)
-        yield Step(name, body.strip(), [sys.executable, "-c", body], reason)
+        yield Step(name, body.strip(), [sys.executable, "-c", body])
 
 
 def why_not(command: Command) -> str | None:
@@ -78,8 +75,8 @@ def why_not(command: Command) -> str | None:
             return why
     if PLACEHOLDERS.search(command.text):
         return "names a placeholder"
-    if "--help" in command.arguments:
-        return None
+    if command.is_mention:
+        return None if "--help" in command.arguments else "names a command"
     return why_not_configuration(command)
 
 
@@ -96,7 +93,7 @@ def why_not_configuration(command: Command) -> str | None:
     cfg = load_cfg(get_config_file(config or "shapes_tiny"), options.opts)
     used = [*cfg.DATASETS.TEST, *cfg.TEST.RETAINED, *([] if options.eval_only else cfg.DATASETS.TRAIN)]
     given = {dataset.partition("=")[0] for dataset in options.dataset or ()}
-    missing = [name for name in used if name not in given and not name.startswith(DATA_SETS)]
+    missing = [name for name in used if name not in given and not DATA_SETS.fullmatch(name)]
     return f"{missing[0]} has no small stand-in" if missing else None
 
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from grounding_dino.cli.arguments import ENTRY_POINT
+from grounding_dino.cli.main import COMMANDS as ENTRY_POINTS
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), ROOT / "datasets" / "README.md", *(ROOT / "docs").rglob("*.md")])
 TEXTS = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in DOCUMENTS}
@@ -43,7 +46,6 @@ MODULES_NOT_RUN = {
     "build": "makes an environment of its own; tests/test_packaging.py builds the wheel",
 }
 SHELL = {"ln", "export", "cd", "ls", "cat", "mkdir", "head", "cp"}  # run as they stand, in the sandbox
-ENTRY_POINT = "grounding-dino"
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4}\S.*\n(?: {4}.*\n)*", re.MULTILINE)
@@ -83,6 +85,17 @@ class Command:
         named = PYTHON.fullmatch(self.words[0]) and self.words[1:2] == ("-m",)
         return self.words[2] if named else None
 
+    @property
+    def is_mention(self) -> bool:
+        """Whether a command only asks for help, or names an existing command of the entry point.
+
+        Raises:
+            LookupError: the entry point has no such command.
+        """
+        if self.script == ENTRY_POINT and not self.arguments[0].startswith("-"):
+            ENTRY_POINTS[self.arguments[0]]
+        return "--help" in self.arguments or (self.script == ENTRY_POINT and len(self.arguments) == 1)
+
     def why_not_run(self) -> str | None:
         """The reason why this kind of command is never run; None where it can be.
 
@@ -109,7 +122,7 @@ def command_lines(text: str) -> Iterator[str]:
     """Every command of the shell blocks, of indented ones and in backticks, continued lines joined."""
     prose = FENCE.sub("", text)
     inline = [command.strip("`") for command in IN_BACKTICKS.findall(prose)]
-    inline = [command for command in inline if re.match(rf"(python|{ENTRY_POINT}) (?!SCRIPT|[A-Z. |]+$)\S", command)]
+    inline = [command for command in inline if re.match(rf"(python|{ENTRY_POINT}) (?!SCRIPT|[A-Z]+$)\S", command)]
     windows = [body.replace("\\", "/") for body in blocks(text, "powershell")]
     indented = [body for body in INDENTED.findall(prose) if body.strip().startswith("python ")]
     for body in (*blocks(text, "bash", "sh"), *windows, *indented, *inline):
@@ -148,10 +161,11 @@ def parse(script: str, arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: the parser refuses them.
     """
     if script == ENTRY_POINT:
-        main = importlib.import_module("grounding_dino.cli.main").main
+        module, arguments = f"grounding_dino.cli.{ENTRY_POINTS[arguments[0]][0]}", arguments[1:]
     else:
         source = (ROOT / script).read_text(encoding="utf-8")
-        main = importlib.import_module(re.findall(r"^from (\S+) import main$", source, re.MULTILINE)[0]).main
+        module = re.findall(r"^from (\S+) import main$", source, re.MULTILINE)[0]
+    main = importlib.import_module(module).main
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> argparse.Namespace:

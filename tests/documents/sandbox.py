@@ -26,7 +26,6 @@ PUBLISHED = {
         "groundingdino_swint_ogc_mmdet-822d7e9d.pth",
     ],
     "swin_t_finetune_coco": [],
-    "one_class": [],
     "mm_swin_t": [],
     "glip_t": ["glip_tiny_mmdet-c24ce662.pth"],
     "glip_l": ["glip_large_model.pth"],
@@ -205,7 +204,15 @@ def _tiny_options(name: str) -> list[Any]:
 
     is_glip, has_masks = "glip" in name, name.startswith("mask_dino")
     opts = TINY_GLIP_OPTS if is_glip else TINY_MASK_OPTS if has_masks else TINY_OPTS
-    kept = "MODEL.RELEASE.", "MODEL.WEIGHTS", "DATASETS.", "MODEL.CLASS_HEAD.", "MODEL.DENOISING.NUM_LABELS", "TEST."
+    kept = (
+        "MODEL.DEVICE",
+        "MODEL.RELEASE.",
+        "MODEL.WEIGHTS",
+        "DATASETS.",
+        "MODEL.CLASS_HEAD.",
+        "MODEL.DENOISING.NUM_LABELS",
+        "TEST.",
+    )
     pairs = [item for pair in zip(opts[::2], opts[1::2]) if not pair[0].startswith(kept) for item in pair]
     small = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.MIN_SIZE_TRAIN", (64,)]
     small += ["INPUT.MAX_SIZE_TRAIN", 96, "MODEL.BACKBONE.WEIGHTS", "", "MODEL.TEXT_ENCODER.WEIGHTS", ""]
