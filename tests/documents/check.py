@@ -23,6 +23,7 @@ from pathlib import Path
 from documents.commands import ENTRY_POINT, ROOT, TEXTS, Command, blocks, commands_of, parse
 from documents.sandbox import PUBLISHED, make_sandbox
 
+EXAMPLES = ROOT / "tests" / "examples"
 TIME_LIMIT = 300  # seconds for one command
 # Scripts that are parsed and never run, and why.
 PARSED_ONLY = {
@@ -61,7 +62,13 @@ def plan(name: str) -> Iterator[Step]:
         reason = why_not(command)
         yield Step(name, command.text, [] if reason else words_to_run(command), reason)
     for body in blocks(TEXTS[name], "python"):
-        yield Step(name, body.strip(), [sys.executable, "-c", body])
+        reason = "a file; tests/examples/test_examples.py runs it" if is_example(body) else None
+        yield Step(name, body.strip(), [sys.executable, "-c", body], reason)
+
+
+def is_example(body: str) -> bool:
+    """Whether a program is one of the files under tests/examples, which pages include."""
+    return any(file.read_text(encoding="utf-8").strip() == body.strip() for file in EXAMPLES.glob("*.py"))
 
 
 def why_not(command: Command) -> str | None:

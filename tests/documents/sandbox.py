@@ -216,6 +216,8 @@ def _tiny_options(name: str) -> list[Any]:
     pairs = [item for pair in zip(opts[::2], opts[1::2]) if not pair[0].startswith(kept) for item in pair]
     small = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "INPUT.MIN_SIZE_TRAIN", (64,)]
     small += ["INPUT.MAX_SIZE_TRAIN", 96, "MODEL.BACKBONE.WEIGHTS", "", "MODEL.TEXT_ENCODER.WEIGHTS", ""]
+    if has_masks or name.startswith(("dino", "r50")):  # so that Mask DINO can start from DINO
+        small += ["MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.OUT_FEATURES", [f"stage{i}" for i in (1, 2, 3, 4)]]
     if not is_glip and not has_masks:
         small += ["MODEL.PIXEL_DECODER.FFN_DIM", 64]  # text layers of half the width, as transformers' layout has it
         small += ["MODEL.PIXEL_DECODER.IN_FEATURES", ["stage2", "stage3", "stage4"]]
