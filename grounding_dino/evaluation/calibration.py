@@ -202,9 +202,8 @@ def _logits(values: NDArray[np.floating[Any]]) -> Floats:
 
 # Thresholds that are tried, evenly spread in logits, in as many digits as are written, so that what is measured is what
 # the file says. The lowest keeps all detections, the highest next to none.
-_GRID: Floats = np.unique(
-    (1 / (1 + np.exp(-np.linspace(*_logits(np.array([LEAST_SCORE, 0.998])), 400)))).round(_DECIMALS)
-)
+_LEAST_LOGIT, _MOST_LOGIT = _logits(np.array([LEAST_SCORE, 0.998])).tolist()
+_GRID: Floats = np.unique((1 / (1 + np.exp(-np.linspace(_LEAST_LOGIT, _MOST_LOGIT, 400)))).round(_DECIMALS))
 
 
 def _spread(categories: Sequence[JudgedCategory]) -> float:
