@@ -23,7 +23,9 @@ def deformable_attention(
     The number of heads, channels, levels and points are the model's; B, Q, S and the levels' sizes are read from the
     tensors when the graph runs.
     """
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     heads, channels = int(value.shape[2]), int(value.shape[3])
     levels, points = int(sampling_locations.shape[3]), int(sampling_locations.shape[4])
