@@ -67,8 +67,8 @@ def evaluate_file(
     kinds = evaluator_kinds(dataset_name)
     if kinds != ["coco"]:
         raise ValueError(
-            f"the data set {dataset_name!r} is measured by {' and '.join(kinds)}, which an exported file cannot be; name "
-            "one of boxes or masks of categories"
+            f"the data set {dataset_name!r} is measured by {' and '.join(kinds)}, which an exported file cannot be; "
+            "name one of boxes or masks of categories"
         )
     found: dict[str, Any] = inference_on_dataset(
         ExportedDetector(predictor), loader, build_evaluator(cfg, dataset_name)

@@ -24,7 +24,7 @@ from torch import Tensor
 class GlipGraph(TextDetectorGraph):
     """Pictures with their padding, and tokens -> predictions for every place."""
 
-    output_names = ("pred_logits", "pred_boxes", "pred_quality")  # type: ignore[assignment]
+    output_names = ("pred_logits", "pred_boxes", "pred_quality")
 
     def find(self, images: Tensor, padding_mask: Tensor, text: TextFeatures | None) -> tuple[Tensor, ...]:
         """The predictions for encoded text."""
