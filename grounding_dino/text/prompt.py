@@ -20,28 +20,9 @@ from collections.abc import Sequence
 from typing import cast
 
 from grounding_dino.structures import Prompt
-from grounding_dino.text.batch import collate_prompts, positive_map
-from grounding_dino.text.phrases import category_scores, decode_phrases, decode_token_mask, phrases_to_categories
+from grounding_dino.text.names import normalised_name
 from grounding_dino.text.segments import TokenRange, one_segment, segment_tokens
 from grounding_dino.text.tokenizer import Encoding, WordPieceTokenizer
-
-__all__ = [
-    "build_caption_prompt",
-    "build_category_prompts",
-    "category_scores",
-    "collate_prompts",
-    "decode_phrases",
-    "decode_token_mask",
-    "encode_name",
-    "name_fault",
-    "names_budget",
-    "normalised_name",
-    "phrases_to_categories",
-    "positive_map",
-    "preprocess_caption",
-    "segment_tokens",
-    "tokenize_caption",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +133,6 @@ def _warn_unknown(kind: str, text: str) -> None:
         kind,
         text,
     )
-
-
-def normalised_name(name: str) -> str:
-    """A name as prompts write it; names that are equal then are one to the model."""
-    return " ".join(name.lower().split())
 
 
 def _category_prompt(entries: Sequence[Entry], tokenizer: WordPieceTokenizer) -> Prompt:
