@@ -52,6 +52,8 @@ class Labeller:
             opts = [*DETECTIONS_ALONE, *settings.opts]
             predictor = load_predictor(settings.config, settings.weights, settings.device, opts)
         self._predictor = predictor
+        if settings.words or settings.not_wanted:
+            predictor.check_prompt(**settings.words, **settings.rivals())
         self._read = PictureReader()
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
         self._ahead: dict[int, Future[Any]] = {}
@@ -175,7 +177,7 @@ class Labeller:
     def _detect(self, inputs: Sequence[Any], words: Sequence[Words]) -> list[list[Detection]]:
         """Detections in prepared pictures, as records; `words` are of one kind."""
         asked = {kind: [each[kind] for each in words] for kind in KINDS if kind in words[0]}
-        results = self._predictor.detect(inputs, **asked, **self._settings.predictor_options())
+        results = self._predictor.detect(inputs, **asked, **self._settings.rivals(), **self._settings.thresholds())
         return [self._as_records(found) for found in results]
 
     def _as_records(self, found: Any) -> list[Detection]:

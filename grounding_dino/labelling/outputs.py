@@ -18,7 +18,7 @@ from grounding_dino.labelling.plan import Entry, Plan
 from grounding_dino.labelling.polygons import polygons_of
 from grounding_dino.labelling.voc import write_voc
 from grounding_dino.labelling.yolo import write_yolo
-from grounding_dino.text.prompt import normalised_name
+from grounding_dino.text.names import normalised_name
 from grounding_dino.whole_file import whole_file
 
 from pycocotools import mask as coco_mask
@@ -96,10 +96,9 @@ class LabelFiles:
             for entry, record in self._pairs():
                 if "error" in record:
                     counts["failed"] += 1
-                    name = entry["file_name"].encode("utf-8", "backslashreplace").decode()
-                    reason = record["error"].encode("utf-8", "backslashreplace").decode()
-                    line = {"file_name": name, **entry["source"], "reason": reason}
-                    file.write(json.dumps(line) + "\n")
+                    line = {"file_name": entry["file_name"], **entry["source"], "reason": record["error"]}
+                    printable = {key: _printable(value) for key, value in line.items()}
+                    file.write(json.dumps(printable, ensure_ascii=False) + "\n")
                 else:
                     counts["pictures"] += 1
                     counts["boxes"] += len(record["detections"])
@@ -155,6 +154,11 @@ class LabelFiles:
             place = phrases.setdefault(tuple(spans), len(phrases))
             annotations.append(self._annotation(detection, place))
         return {"caption": caption, "phrases": [list(spans) for spans in phrases], "annotations": annotations}
+
+
+def _printable(value: Any) -> Any:
+    """A name of a file, which may be no UTF-8, as text that is."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def spans_in(caption: str, phrase: str) -> list[tuple[int, int]]:

@@ -106,7 +106,9 @@ def _name_fault(name: str) -> str:
 
 def _label_name(file_name: str) -> str:
     """The name without suffix as a relative path that leads nowhere else, whatever an archive says."""
-    parts = [part for part in PurePosixPath(file_name.replace("\0", "_")).with_suffix("").parts if part not in "/.."]
+    parts = [
+        part for part in PurePosixPath(file_name.replace("\0", "_")).with_suffix("").parts if part not in ("/", "..")
+    ]
     return "/".join(_shortened(part) for part in parts) or "picture"
 
 

@@ -15,15 +15,6 @@ from grounding_dino.pictures import RgbArray, decode_picture, read_picture
 _MOST_OPEN = 8  # shards that a worker holds open
 
 
-def encoded_picture(entry: Entry) -> bytes:
-    """The content of a picture in a shard.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    return PictureReader().encoded(entry)
-
-
 class PictureReader:
     """Reads pictures, in several threads; shards stay open."""
 
@@ -73,7 +64,7 @@ class PictureReader:
         if shard is None:
             if file_state(path) != state:
                 raise ValueError(f"the shard {path!r} was changed after its pictures were listed; --restart lists anew")
-            shard = open(path, "rb") if path.lower().endswith(".tar") else EncodedRows(path)  # noqa: SIM115
+            shard = open(path, "rb") if path.lower().endswith(".tar") else EncodedRows(path)
         self._shards[path] = shard
         if len(self._shards) > _MOST_OPEN:
             self._shards.popitem(last=False)[1].close()

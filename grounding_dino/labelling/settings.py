@@ -56,10 +56,13 @@ class LabelSettings:
         """The same on another device."""
         return dataclasses.replace(self, device=device)
 
-    def predictor_options(self) -> dict[str, Any]:
-        """What a predictor is asked with in each picture, apart from the words."""
-        others = {"not_wanted": list(self.not_wanted)} if self.not_wanted else {}
-        return {"box_threshold": self.box_threshold, "text_threshold": self.text_threshold, **others}
+    def thresholds(self) -> dict[str, Any]:
+        """The predictor's arguments of this kind."""
+        return {"box_threshold": self.box_threshold, "text_threshold": self.text_threshold}
+
+    def rivals(self) -> dict[str, Any]:
+        """The predictor's argument for names that are not wanted."""
+        return {"not_wanted": list(self.not_wanted)} if self.not_wanted else {}
 
 
 def described_settings(settings: LabelSettings, cfg_text: str, inputs: Sequence[str], own_words: str | None) -> Words:

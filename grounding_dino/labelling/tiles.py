@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from grounding_dino.text.prompt import normalised_name
+from grounding_dino.text.names import normalised_name
 
 import numpy as np
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from grounding_dino.labelling.label_folder import whole_folder
 Record = dict[str, Any]
 
 _PARTS = ("Annotations", "ImageSets")
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_voc(folder: Path, records: Iterable[Record], names: Sequence[str], root: str) -> int:
@@ -65,5 +67,5 @@ def _element(tag: str, content: Any) -> ElementTree.Element:
     if isinstance(content, dict):
         element.extend(_element(key, value) for key, value in content.items())
     else:
-        element.text = "".join(c for c in str(content) if c in "\t\n" or " " <= c < "\ufffe")
+        element.text = _NOT_XML.sub("", str(content))
     return element

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.text.names import names_in
+
 KINDS = ("categories", "caption")  # how a picture's own text is read
 
 Words = dict[str, Any]  # {"categories": [names]}, {"caption": text}, or {} for none
-
-
-def split_names(text: str) -> list[str]:
-    """The names of a text that separates them by lines, or by periods that stand alone or end it: "cat . dog ."."""
-    parts = [part for line in text.splitlines() for part in f" {line.strip()} ".replace(". ", " . ").split(" . ")]
-    return [part.strip() for part in parts if part.strip(" .")]
 
 
 def words_of_text(text: str, kind: str) -> Words:
@@ -23,12 +19,12 @@ def words_of_text(text: str, kind: str) -> Words:
     if kind == "caption":
         caption = " ".join(text.split())
         return {"caption": caption} if caption else {}
-    names = split_names(text)
+    names = names_in(text)
     return {"categories": names} if names else {}
 
 
 def words_of_row(row: dict[str, Any], kind: str) -> Words:
-    """The words of a row with the keys `categories` (a list, or a text as :func:`split_names` takes it) or `caption`.
+    """The words of a row with the keys `categories` (a list, or a text as :func:`names_in` takes it) or `caption`.
 
     Raises:
         ValueError: they are neither.

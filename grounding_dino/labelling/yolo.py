@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from grounding_dino.labelling.label_folder import whole_folder
-from grounding_dino.labelling.reading import encoded_picture
+from grounding_dino.labelling.reading import PictureReader
+
+from PIL import Image
 
 Record = dict[str, Any]
 
@@ -32,7 +35,7 @@ def write_yolo(folder: Path, records: Iterable[Record], names: Sequence[str], pi
     Returns:
         the number of pictures.
     """
-    count = 0
+    count, reader = 0, PictureReader()
     with whole_folder(folder, _PARTS) as partial:
         (partial / "labels").mkdir()
         with open(partial / "train.txt", "w", encoding="utf-8") as listed:
@@ -41,8 +44,8 @@ def write_yolo(folder: Path, records: Iterable[Record], names: Sequence[str], pi
                 file.parent.mkdir(parents=True, exist_ok=True)
                 lines = [_line(annotation, record) for annotation in record["annotations"]]
                 file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-                name = f"images/{record['label_name']}{PurePosixPath(record['file_name']).suffix.lower()}"
-                if _picture(record, partial / name, pictures, lost):
+                name = _picture(record, partial, pictures, reader, lost)
+                if name:
                     listed.write(f"./{name}\n")
                 count += 1
         (partial / "classes.txt").write_text("".join(f"{' '.join(n.split())}\n" for n in names), encoding="utf-8")
@@ -61,22 +64,31 @@ def _line(annotation: Record, record: Record) -> str:
     return " ".join([str(annotation["category_id"]), *(f"{min(max(value, 0.0), 1.0):.6f}" for value in values)])
 
 
-def _picture(record: Record, file: Path, pictures: str, lost: Counter[str]) -> bool:
-    """Whether the folder has the picture."""
+def _picture(record: Record, folder: Path, pictures: str, reader: PictureReader, lost: Counter[str]) -> str:
+    """Put the picture into the folder; its path there, or "" where it is left out."""
     if pictures == "none":
-        return False
-    file.parent.mkdir(parents=True, exist_ok=True)
+        return ""
     path = record["source"].get("path")
-    if path is not None and pictures == "link":
-        os.symlink(os.path.abspath(path), file)
-    elif path is not None:
-        shutil.copyfile(path, file)
-    elif pictures == "copy":
-        file.write_bytes(encoded_picture(record))
-    else:
+    if path is None and pictures == "link":
         lost["pictures in shards, to which nothing can be linked: --yolo-pictures copy takes them out"] += 1
-        return False
-    return True
+        return ""
+    encoded = reader.encoded(record) if path is None else b""
+    suffix = PurePosixPath(record["file_name"]).suffix.lower() or _suffix(encoded)
+    name = f"images/{record['label_name']}{suffix}"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    if path is None:
+        (folder / name).write_bytes(encoded)
+    elif pictures == "link":
+        os.symlink(os.path.abspath(path), folder / name)
+    else:
+        shutil.copyfile(path, folder / name)
+    return name
+
+
+def _suffix(encoded: bytes) -> str:
+    """What the name of an encoded picture without a suffix should have."""
+    with Image.open(io.BytesIO(encoded)) as picture:
+        return f".{(picture.format or 'png').lower()}"
 
 
 def _description(folder: Path, names: Sequence[str]) -> str:
