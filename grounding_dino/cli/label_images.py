@@ -34,8 +34,8 @@ Inputs are folders (with all below), pictures, lists (.txt: a path a line; .json
 files and parquet files. Killed or interrupted, the same command goes on where it was. Pictures that cannot be labelled
 are listed in OUTPUT/failed.jsonl. Label files are written when all pictures are done; another --format later takes
 them from what is there.
-The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage or where the run cannot go on, 130 after
-Ctrl-C."""
+The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage or where the run cannot go on, 130
+after Ctrl-C."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,8 +69,8 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
     texts.add_argument(
         "--per-picture",
         choices=("categories", "caption"),
-        help="pictures have their own: in the column or key of that name, or in a .txt (in tar files also .json) beside "
-        "the picture; the options above are for pictures without",
+        help="pictures have their own: in the column or key of that name, or in a .txt (in tar files also .json) "
+        "beside the picture; the options above are for pictures without",
     )
 
 

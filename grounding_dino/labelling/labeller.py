@@ -135,7 +135,8 @@ class Labeller:
             try:
                 words = self._words(entry)
                 picture = reading.result()
-                yield _record(entry, *picture.shape[:2], self._found_in_tiles(picture, words))
+                height, width = picture.shape[:2]
+                yield _record(entry, height, width, self._found_in_tiles(picture, words))
             except Exception as error:  # decoders raise many types on broken files, and models on odd sizes
                 logger.debug("%s failed", entry["file_name"], exc_info=True)
                 yield _failure(entry, error)
@@ -176,7 +177,7 @@ class Labeller:
 
     def _detect(self, inputs: Sequence[Any], words: Sequence[Words]) -> list[list[Detection]]:
         """Detections in prepared pictures, as records; `words` are of one kind."""
-        asked = {kind: [each[kind] for each in words] for kind in KINDS if kind in words[0]}
+        asked: Words = {kind: [each[kind] for each in words] for kind in KINDS if kind in words[0]}
         results = self._predictor.detect(inputs, **asked, **self._settings.rivals(), **self._settings.thresholds())
         return [self._as_records(found) for found in results]
 

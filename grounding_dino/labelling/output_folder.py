@@ -142,8 +142,8 @@ class OutputFolder:
         different = [key for key, value in self._settings.items() if before.get(key) != _as_json(value)]
         if different:
             raise ValueError(
-                f"the output folder {str(self.folder)!r} holds a run with other settings: {_differences(before, self._settings, different)}. "
-                "Go on with the same command, name another --output, or begin anew with --restart"
+                f"the output folder {str(self.folder)!r} holds a run with other settings: "
+                f"{_differences(before, self._settings, different)}. Go on with the same command, name another --output, or begin anew with --restart"
             )
         return state
 

@@ -122,7 +122,7 @@ class LabelFiles:
             if "error" in record:
                 continue
             found = record["detections"]
-            facts = {
+            facts: Record = {
                 **{"file_name": entry["file_name"], "image_id": entry["number"] + 1},
                 **{key: record[key] for key in ("height", "width")},
                 **{key: entry[key] for key in ("label_name", "source", "shard_state")if key in entry},

@@ -131,7 +131,8 @@ class _OnDiskNames(contextlib.AbstractContextManager["_OnDiskNames"]):
         try:
             self._base = sqlite3.connect(self._file)
             self._base.executescript(
-                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID"
+                "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; "
+                "CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID"
             )
         except sqlite3.Error as error:
             raise OSError(f"{self._file} cannot be written: {error}") from error

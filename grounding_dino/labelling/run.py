@@ -125,8 +125,8 @@ class LabellingRun:
     """Runs tasks to their end.
 
     A worker that dies is replaced, and its task is done again. If that kills a second worker, its pictures are done one
-    by one, and the one that kills again has failed. So a picture that brings its worker down costs three workers, and no
-    other picture; a worker that somebody killed costs a task's time.
+    by one, and the one that kills again has failed. So a picture that brings its worker down costs three workers, and
+    no other picture; a worker that somebody killed costs a task's time.
 
     Attributes:
         add: takes records as they come, in any order.
@@ -211,8 +211,8 @@ class LabellingRun:
             self._deaths_before_ready += 1
             if self._deaths_before_ready >= _DEATHS_BEFORE_READY:
                 raise ChildProcessError(
-                    f"a worker process was ended {how} before it could begin, {_DEATHS_BEFORE_READY} times in a row; where the "
-                    "system ends it for want of memory, take fewer --workers"
+                    f"a worker process was ended {how} before it could begin, {_DEATHS_BEFORE_READY} times in a row; "
+                    "where the system ends it for want of memory, take fewer --workers"
                 )
         if place.ahead:
             self._given_back.appendleft(place.ahead)

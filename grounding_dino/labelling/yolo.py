@@ -30,7 +30,7 @@ def write_yolo(folder: Path, records: Iterable[Record], names: Sequence[str], pi
     pictures have the same without suffix. Trainings find a picture's labels by its place in `images`.
 
     Args:
-        pictures: "link" makes symbolic links to picture files, "copy" copies (also out of shards), "none" makes neither.
+        pictures: "link" makes symbolic links to files, "copy" copies (also out of shards), "none" does neither.
 
     Returns:
         the number of pictures.

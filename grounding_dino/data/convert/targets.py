@@ -141,7 +141,7 @@ def _detection_row(record: Record, names: Sequence[str]) -> Record:
         label = annotation["category_id"]
         instance = {"bbox": _corners(annotation["bbox"]), "label": label, "category": names[label]}
         # Keys of COCO that other readers of ODVG pass over
-        extra = {key: annotation[key] for key in OBJECT_KEYS if key in annotation}
+        extra: Record = {key: annotation[key] for key in OBJECT_KEYS if key in annotation}
         instances.append({**instance, **extra, **({"iscrowd": 1} if annotation["iscrowd"] else {})})
     return {**_odvg_facts(record), "detection": {"instances": instances}}
 
@@ -181,7 +181,7 @@ def _mdetr_sentence(number: int | str, record: Record, spans: list[list[list[int
 
 def _boxed(annotation: Record, image_id: int | str, ids: _Ids) -> Record:
     box = _rounded(annotation["bbox"])
-    extra = {key: annotation[key] for key in ("segmentation", "score") if key in annotation}
+    extra: Record = {key: annotation[key] for key in ("segmentation", "score") if key in annotation}
     return {
         **{"id": ids.own(annotation.get("id")), "image_id": image_id, "bbox": box},
         **{
