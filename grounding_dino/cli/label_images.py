@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import INTERRUPTED, count, program, share
+from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program, share
 from grounding_dino.cli.choice_arguments import add_choice_options
 from grounding_dino.cli.model_arguments import add_model_options
 
@@ -110,7 +110,10 @@ def _add_refinements(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures run at once (default: 1)")
     parser.add_argument(
-        "--workers", type=count, metavar="N", help="processes with a model each (default: one a GPU; one on the CPU)"
+        "--workers",
+        type=count_or_none,
+        metavar="N",
+        help="processes with a model each (default: one a GPU; one on the CPU); 0: all in this one",
     )
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (default: local)"
@@ -217,16 +220,18 @@ def _crew(args: argparse.Namespace, settings: LabelSettings) -> Crew:
     devices = [device]
     if device == "cuda" and args.engine == "local":
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    workers = args.workers or len(devices)
-    threads = max(1, torch.get_num_threads() // workers)  # those of all together are what one would take
+    workers = len(devices) if args.workers is None else args.workers
+    threads = max(1, torch.get_num_threads() // max(workers, 1))  # those of all together are what one would take
     settings = dataclasses.replace(settings, device=device, threads=threads)
     if args.engine == "ray":
         from grounding_dino.labelling.ray_workers import RayCrew
 
+        if not workers:
+            raise ValueError("--engine ray works in processes of its own: --workers 0 goes with --engine local alone")
         return RayCrew(settings, workers, args.ray_address, gpu=device.startswith("cuda"))
-    from grounding_dino.labelling.local_workers import LocalCrew
+    from grounding_dino.labelling.local_workers import LocalCrew, ThisProcess
 
-    return LocalCrew(settings, workers, devices)
+    return ThisProcess(settings) if not workers else LocalCrew(settings, workers, devices)
 
 
 def _run(folder: OutputFolder, settings: LabelSettings, crew: Crew) -> None:

@@ -48,6 +48,36 @@ class LocalCrew:
             worker.close()
 
 
+class ThisProcess:
+    """A crew of one, which is no process of its own: for few pictures, and to look at what goes wrong."""
+
+    size = 1
+
+    def __init__(self, settings: LabelSettings) -> None:
+        self._settings = settings
+        self._event: Event | None = None
+
+    def hire(self, place: int) -> ThisProcess:
+        """See :class:`Crew`."""
+        from grounding_dino.labelling.labeller import Labeller
+
+        self._labeller = Labeller(self._settings)
+        self._event = Ready(self._labeller.classes)
+        return self
+
+    def label(self, task: Task, ahead: Task | None) -> None:
+        """See :class:`Worker`."""
+        self._event = Done(self._labeller(task, ahead))
+
+    def wait(self) -> list[tuple[ThisProcess, Event]]:
+        """See :class:`Crew`."""
+        event, self._event = self._event, None
+        return [(self, event)] if event else []
+
+    def close(self) -> None:
+        """See :class:`Crew`."""
+
+
 class LocalWorker:
     """A process that was started anew: forked ones would share a GPU's and a thread pool's state with this one."""
 

@@ -143,7 +143,8 @@ class OutputFolder:
         if different:
             raise ValueError(
                 f"the output folder {str(self.folder)!r} holds a run with other settings: "
-                f"{_differences(before, self._settings, different)}. Go on with the same command, name another --output, or begin anew with --restart"
+                f"{_differences(before, self._settings, different)}. Go on with the "
+                "same command, name another --output, or begin anew with --restart"
             )
         return state
 
