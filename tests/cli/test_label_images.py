@@ -278,7 +278,7 @@ def kill_one(process: subprocess.Popen[bytes], out: Path, name: str, after: int)
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """A folder of pictures, some broken, and the files of a run over them that nothing befell."""
     folder = tmp_path_factory.mktemp("whole")
-    pictures = write_pictures(folder / "in", 400, broken=10)
+    pictures = write_pictures(folder / "in", 160, broken=8)
     assert here(pictures, folder / "out", *FORMATS) == 1
     return pictures, label_files(folder / "out")
 
@@ -287,7 +287,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_killed_twice_every_picture_is_there_once(expected, tmp_path: Path) -> None:
     pictures, files = expected
     arguments = command(pictures, tmp_path / "out", "--workers", "2", *FORMATS)
-    for target in (40, 160):
+    for target in (16, 60):
         process = start(*arguments)
         wait_for(lambda target=target: lines_of_journal(tmp_path / "out") >= target, process)
         assert process.poll() is None
@@ -302,7 +302,7 @@ def test_killed_twice_every_picture_is_there_once(expected, tmp_path: Path) -> N
 def test_a_killed_worker_is_replaced(expected, tmp_path: Path) -> None:
     pictures, files = expected
     process = start(*command(pictures, tmp_path / "out", "--workers", "2", *FORMATS))
-    killer = threading.Thread(target=kill_one, args=(process, tmp_path / "out", "spawn_main", 20))
+    killer = threading.Thread(target=kill_one, args=(process, tmp_path / "out", "spawn_main", 16))
     killer.start()
     code, output = finish(process)
     killer.join()
@@ -315,7 +315,7 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(expected, tmp_path: Path) ->
     pictures, files = expected
     arguments = command(pictures, tmp_path / "out", "--engine", "ray", "--workers", "2", *FORMATS)
     process = start(*arguments)
-    killer = threading.Thread(target=kill_one, args=(process, tmp_path / "out", "ray::_Actor", 20))
+    killer = threading.Thread(target=kill_one, args=(process, tmp_path / "out", "ray::_Actor", 16))
     killer.start()
     code, output = finish(process)
     killer.join()
