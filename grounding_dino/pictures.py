@@ -1,16 +1,22 @@
-"""Pictures in whatever form a caller has them -> RGB arrays, and the model's input of them."""
+"""Pictures in whatever form a caller has them -> RGB arrays, and the model's input of them.
+
+Exported models read pictures with this module where torch is not installed: it is imported on use.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_FORMATS = ("BGR", "RGB")
 
@@ -27,13 +33,32 @@ def read_picture(path: str | os.PathLike[str], upright: bool = True) -> RgbArray
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no picture {str(path)!r}" + (" (it is a folder)" if file.is_dir() else ""))
+    return _decoded(file, str(path), upright)
+
+
+def decode_picture(encoded: bytes, name: str, upright: bool = True) -> RgbArray:
+    """As :func:`read_picture`, of a file's content; `name` is what errors call it."""
+    return _decoded(io.BytesIO(encoded), name, upright)
+
+
+def _decoded(file: Path | io.BytesIO, name: str, upright: bool) -> RgbArray:
     try:
         with Image.open(file) as picture:
             return from_pil(picture, upright)
     except UnidentifiedImageError:
-        raise ValueError(f"{str(path)!r} is not a picture in a known format") from None
+        raise ValueError(f"{name!r} is not a picture in a known format") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"the picture {name!r} cannot be read: {error}") from error
+
+
+def shortest_edge_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """The (h, w) to which Detectron2's `ResizeShortestEdge` brings a picture, one pixel at least."""
+    scale = float(min_size) / min(height, width)
+    new_height, new_width = (min_size, scale * width) if height < width else (scale * height, min_size)
+    if max(new_height, new_width) > max_size:
+        shrink = float(max_size) / max(new_height, new_width)
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 class PicturePreparation:
@@ -53,18 +78,26 @@ class PicturePreparation:
             raise ValueError(f"unknown INPUT.FORMAT {input_format!r}; choose from {list(IMAGE_FORMATS)}")
         self.input_format = input_format
         self.max_bytes = 3 * min_size * max_size  # of an input; 0 where nothing bounds it
-        self._resize = ResizeShortestEdge([min_size, min_size], max_size)
+        self._min_size, self._max_size = min_size, max_size
 
     def __call__(self, picture: RgbArray) -> dict[str, Any]:
         """`image` (3, h, w) of uint8, resized, and the `height` and `width` of the picture (H, W, 3), to answer in."""
+        import torch
+
         height, width = picture.shape[:2]
-        image = picture if self.input_format == "RGB" else picture[..., ::-1]
-        transform = self._resize.get_transform(image)
-        if isinstance(transform, ResizeTransform):  # rounding may take the last pixel of a very thin picture
-            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
-        resized = transform.apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return {"image": torch.from_numpy(self.resized(picture)), "height": height, "width": width}
+
+    def resized(self, picture: RgbArray) -> NDArray[np.uint8]:
+        """The picture (H, W, 3) as the model sees it: (3, h, w), its channels in the order of `input_format`.
+
+        Pillow resizes, which smooths what it makes smaller, as for the published models' training.
+        """
+        height, width = picture.shape[:2]
+        image = np.ascontiguousarray(picture if self.input_format == "RGB" else picture[..., ::-1])
+        if self._min_size > 0:
+            rows, columns = shortest_edge_size(height, width, self._min_size, self._max_size)
+            image = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+        return np.array(image.transpose(2, 0, 1), order="C")
 
 
 def from_pil(picture: Image.Image, upright: bool = True) -> RgbArray:
@@ -113,6 +146,8 @@ def from_tensor(tensor: torch.Tensor) -> RgbArray:
     Raises:
         ValueError: another shape or dtype.
     """
+    import torch
+
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4) or tensor.dtype != torch.uint8:
         raise ValueError(
             f"a picture tensor is (C, H, W) RGB of uint8 (0 to 255); got {tuple(tensor.shape)} of {tensor.dtype}"
@@ -137,7 +172,7 @@ def to_rgb(picture: Any, image_format: str = "BGR") -> RgbArray:
         array = read_picture(picture)
     elif isinstance(picture, Image.Image):
         array = from_pil(picture)
-    elif isinstance(picture, torch.Tensor):
+    elif is_tensor(picture):
         array = from_tensor(picture)
     elif isinstance(picture, np.ndarray):
         array = from_array(picture, image_format)
@@ -146,6 +181,12 @@ def to_rgb(picture: Any, image_format: str = "BGR") -> RgbArray:
     if 0 in array.shape:
         raise ValueError(f"the picture is empty: {array.shape[1]} x {array.shape[0]} pixels")
     return array
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a torch tensor, which it cannot be where nobody imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _as_rgb(array: NDArray[np.uint8], image_format: str) -> RgbArray:

@@ -4,18 +4,20 @@ Shape letters: B batch, T text tokens, S image tokens of all levels, Q queries, 
 K classes or text tokens, N objects of one picture. Conventions: batch first; ``*_padding_mask`` is True on
 padding; ``*_attention_mask`` is True where attention is allowed; boxes are cxcywh in [0, 1].
 A structure is never edited by its receiver: use :func:`dataclasses.replace`.
+
+Prompts serve exported models too, which run where torch is not installed: it is imported on use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from pycocotools import mask as coco_mask
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,12 @@ class Targets:
         return len(self.labels)
 
 
+def _empty(*shape: int, dtype: str) -> Tensor:
+    import torch
+
+    return torch.empty(*shape, dtype=getattr(torch, dtype))
+
+
 @dataclass(frozen=True)
 class DenoisingBatch:
     """Noised ground truth as extra decoder queries, and how to read their predictions.
@@ -185,11 +193,11 @@ class DenoisingBatch:
     reference_points: Tensor  # (B, D, 4) cxcywh in [0, 1]
     num_groups: int
     max_targets: int
-    attention_mask: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0, dtype=torch.bool))
+    attention_mask: Tensor = field(repr=False, default_factory=lambda: _empty(0, 0, dtype="bool"))
     # (D + Q, D + Q) bool, True where attention is allowed
-    target_index: Tensor = field(repr=False, default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    target_index: Tensor = field(repr=False, default_factory=lambda: _empty(0, 0, dtype="int64"))
     # (B, D) int64: which target (counted through the batch) a positive slot rebuilds; -1 on negative and unused slots
-    positives: Tensor = field(repr=False, default_factory=lambda: torch.empty(3, 0, dtype=torch.int64))
+    positives: Tensor = field(repr=False, default_factory=lambda: _empty(3, 0, dtype="int64"))
     # (3, num_positives) int64: picture, slot and target of each positive, picture by picture, slots in order
     num_positives: int = 0  # of the batch: kept targets x groups
 
@@ -204,7 +212,7 @@ class InstanceList(list[Item]):
         if isinstance(item, (int, slice)):
             chosen = super().__getitem__(item)
             return type(self)(chosen) if isinstance(chosen, list) else chosen
-        indices = np.arange(len(self))[np.asarray(item.cpu() if isinstance(item, Tensor) else item)]
+        indices = np.arange(len(self))[np.asarray(item.cpu() if hasattr(item, "cpu") else item)]
         if indices.ndim == 0:
             return super().__getitem__(int(indices))
         return type(self)(super(InstanceList, self).__getitem__(i) for i in indices.tolist())
@@ -216,12 +224,17 @@ class RleMasks(InstanceList[dict[str, Any]]):
     @classmethod
     def encode(cls, masks: Tensor) -> RleMasks:
         """Encode bool masks (N, H, W)."""
+        from pycocotools import mask as coco_mask
+
         arrays = np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0).astype(np.uint8))
         found: Iterable[dict[str, Any]] = coco_mask.encode(arrays) if len(masks) else ()
         return cls({"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in found)
 
     def decode(self) -> Tensor:
         """(N, H, W) bool; (0, 0, 0) without masks."""
+        import torch
+        from pycocotools import mask as coco_mask
+
         if not self:
             return torch.zeros(0, 0, 0, dtype=torch.bool)
         return torch.from_numpy(coco_mask.decode(list(self)).transpose(2, 0, 1).astype(bool))

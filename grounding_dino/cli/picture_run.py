@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.cli.picture_batches import PictureBatches
 from grounding_dino.cli.picture_work import Answer, Finished, InThisProcess, Job, PictureWork
 from grounding_dino.cli.picture_workers import WorkerProcesses, can_fork
+from grounding_dino.picture_batches import PictureBatches
 from grounding_dino.predictor import GroundingPredictor
 
 import torch

@@ -8,8 +8,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grounding_dino.cli.result_records import result_records, result_text
 from grounding_dino.pictures import PicturePreparation, RgbArray, read_picture
+from grounding_dino.result_records import result_records, result_text
 from grounding_dino.visualization import draw_results
 
 from PIL import Image

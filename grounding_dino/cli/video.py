@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from grounding_dino.cli.demo import write_json
-from grounding_dino.cli.result_records import result_records
 from grounding_dino.predictor import GroundingPredictor
+from grounding_dino.result_records import result_records
 from grounding_dino.visualization import draw_results
 
 import cv2

@@ -10,7 +10,7 @@ from grounding_dino.layers.box_ops import box_cxcywh_to_xyxy
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.modeling.mask_results import MaskResults, PicturedMasks
 from grounding_dino.structures import Predictions, Prompt
-from grounding_dino.text.prompt import category_scores
+from grounding_dino.text.category_scores import category_scores
 
 import torch
 from detectron2.structures import Boxes, Instances

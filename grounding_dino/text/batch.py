@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grounding_dino.structures import Prompt, TextFeatures, TokenizedText
+from grounding_dino.text.prompt_arrays import stack_prompts
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +13,15 @@ from torch import Tensor
 
 
 def collate_prompts(prompts: Sequence[Prompt]) -> TokenizedText:
-    """Prompts as one padded batch on the CPU. A padded token attends to itself alone and has position 0."""
-    if not prompts:
-        raise ValueError("a batch needs at least one prompt")
-    longest = max(len(prompt) for prompt in prompts)
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    position_ids = torch.zeros_like(input_ids)
-    padding_mask = torch.ones(len(prompts), longest, dtype=torch.bool)
-    starts = torch.arange(longest).repeat(len(prompts), 1)  # (B, T)
-    ends = starts + 1
-    for row, prompt in enumerate(prompts):
-        input_ids[row, : len(prompt)] = torch.tensor(prompt.input_ids)
-        position_ids[row, : len(prompt)] = torch.tensor(prompt.position_ids)
-        padding_mask[row, : len(prompt)] = False
-        starts[row, : len(prompt)], ends[row, : len(prompt)] = torch.tensor(prompt.attention_ranges).T
-    columns = torch.arange(longest)
-    attention_mask = (columns >= starts[..., None]) & (columns < ends[..., None])  # (B, T, T)
-    has_padding = any(len(prompt) < longest for prompt in prompts)
-    return TokenizedText(input_ids, padding_mask, attention_mask, position_ids, has_padding)
+    """Prompts as one padded batch on the CPU, see :func:`stack_prompts`."""
+    arrays = stack_prompts(prompts)
+    return TokenizedText(
+        input_ids=torch.from_numpy(arrays.input_ids),
+        padding_mask=torch.from_numpy(arrays.padding_mask),
+        attention_mask=torch.from_numpy(arrays.attention_mask),
+        position_ids=torch.from_numpy(arrays.position_ids),
+        has_padding=bool(arrays.padding_mask.any()),
+    )
 
 
 def pad_text(text: TextFeatures, count: int, padding: Tensor | None = None) -> TextFeatures:

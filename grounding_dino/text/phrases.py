@@ -1,76 +1,28 @@
-"""From scores over a prompt's tokens to categories, and to phrases by the rules of the authors' `predict`."""
+"""From scores over a prompt's tokens to phrases, by the rules of the authors' `predict`.
+
+Logits and masks may be tensors or numpy arrays; torch is not imported.
+"""
 
 from __future__ import annotations
 
 import bisect
-import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from grounding_dino.structures import Prompt
 from grounding_dino.text.tokenizer import WordPieceTokenizer
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAST_COLUMN = 255  # the authors' default right border: this column and those after it never enter a phrase
 
 
-TOKEN_SCORES = ("mean", "max")  # how a category's score follows from those of its tokens
-
-
-def category_scores(pred_logits: Tensor, prompt: Prompt, token_score: str = "mean") -> Tensor:
-    """Mean sigmoid over each category's tokens: (..., T) logits -> (..., number of categories) float32.
-
-    With `token_score` "max" it is that of the best token; of all tokens where the prompt names one thing, as published
-    evaluations of referring expressions have it: MDETR's annotations mark only the head noun of an expression.
-
-    Categories with the same tokens get exactly the same score (that of the first), so the first one wins
-    wherever the first of equals is taken.
-    """
-    _check_columns(pred_logits, prompt)
-    if token_score not in TOKEN_SCORES:
-        raise ValueError(f"unknown token_score {token_score!r}; choose from {TOKEN_SCORES}")
-    scores = pred_logits[..., : len(prompt)].float().sigmoid()
-    if token_score == "max":
-        return _best_token_scores(scores, prompt)
-    rows, source = _token_weights(prompt, scores.device)
-    with torch.autocast(scores.device.type, enabled=False):  # which would round the scores, and tie them
-        means = scores @ rows.T
-    return means if source is None else means[..., source]
-
-
-@functools.lru_cache(maxsize=256)
-def _token_weights(prompt: Prompt, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The share of each token (T) in each category's score (K, T), and whose score each has; None: its own.
-
-    Kept, since a prompt is mostly that of the picture before; there a GPU would wait for the copy.
-    """
-    rows = torch.zeros(len(prompt.token_spans), len(prompt))
-    first: dict[tuple[int, ...], int] = {}
-    source = []
-    for row, spans in enumerate(prompt.token_spans):
-        columns = [column for start, end in spans for column in range(start, end)]
-        source.append(first.setdefault(tuple(prompt.input_ids[column] for column in columns), row))
-        if columns:
-            rows[row, columns] = 1 / len(columns)
-    with torch.inference_mode(False):  # or they could be used in that mode alone
-        repeats = len(first) < len(source)
-        return rows.to(device, copy=True), torch.tensor(source, device=device) if repeats else None
-
-
-def _best_token_scores(scores: Tensor, prompt: Prompt) -> Tensor:
-    """(..., T) scores of tokens -> (..., number of categories); 0 for a category that was cut off."""
-    if len(prompt.token_spans) == 1:
-        return scores.amax(-1, keepdim=True)
-    best = [
-        torch.cat([scores[..., start:end] for start, end in spans], -1).amax(-1) if spans else scores[..., 0] * 0
-        for spans in prompt.token_spans
-    ]
-    return torch.stack(best, -1)
-
-
 def decode_phrases(
-    pred_logits: Tensor,
+    pred_logits: Tensor | NDArray[Any],
     prompt: Prompt,
     tokenizer: WordPieceTokenizer,
     text_threshold: float,
@@ -86,8 +38,8 @@ def decode_phrases(
     Returns:
         Q strings; "" where no token passes.
     """
-    _check_columns(pred_logits, prompt)
-    scores = pred_logits[..., : len(prompt)].float().sigmoid().cpu()  # (Q, T)
+    check_columns(pred_logits, prompt)
+    scores = _probabilities(pred_logits[..., : len(prompt)])  # (Q, T)
     keep = scores > text_threshold
     if not remove_combined:
         return [_phrase(mask, prompt.input_ids, tokenizer) for mask in keep]
@@ -97,7 +49,7 @@ def decode_phrases(
     return [_phrase(mask, prompt.input_ids, tokenizer, *border) for mask, border in zip(keep, borders, strict=True)]
 
 
-def best_words(pred_logits: Tensor, prompt: Prompt, tokenizer: WordPieceTokenizer) -> list[str]:
+def best_words(pred_logits: Tensor | NDArray[Any], prompt: Prompt, tokenizer: WordPieceTokenizer) -> list[str]:
     """The word of the caption that each query fits best, whatever its score: a label where no token passes a threshold.
 
     Args:
@@ -109,7 +61,7 @@ def best_words(pred_logits: Tensor, prompt: Prompt, tokenizer: WordPieceTokenize
     Raises:
         ValueError: the prompt has nothing but delimiters.
     """
-    _check_columns(pred_logits, prompt)
+    check_columns(pred_logits, prompt)
     caption = prompt.caption
     ranges = tokenizer.encode(caption).offsets[: len(prompt)]
     columns = [i for i, token in enumerate(prompt.input_ids) if token not in tokenizer.delimiter_ids]
@@ -128,14 +80,18 @@ def best_words(pred_logits: Tensor, prompt: Prompt, tokenizer: WordPieceTokenize
 
 
 def decode_token_mask(
-    mask: Tensor, input_ids: Sequence[int], tokenizer: WordPieceTokenizer, left: int = 0, right: int = LAST_COLUMN
+    mask: Tensor | NDArray[np.bool_],
+    input_ids: Sequence[int],
+    tokenizer: WordPieceTokenizer,
+    left: int = 0,
+    right: int = LAST_COLUMN,
 ) -> str:
     """The text of the tokens that `mask` (T,) selects strictly between the columns `left` and `right`.
 
     Raises:
         IndexError: a selected column lies beyond the caption.
     """
-    columns = [column for column in mask.nonzero().flatten().tolist() if left < column < right]
+    columns = [column for column in np.flatnonzero(np.asarray(mask)).tolist() if left < column < right]
     if columns and columns[-1] >= len(input_ids):
         raise IndexError(f"token {columns[-1]} is selected, but the caption has only {len(input_ids)} tokens")
     return tokenizer.decode([input_ids[column] for column in columns])
@@ -150,7 +106,11 @@ def phrases_to_categories(phrases: Sequence[str], categories: Sequence[str]) -> 
 
 
 def _phrase(
-    mask: Tensor, input_ids: Sequence[int], tokenizer: WordPieceTokenizer, left: int = 0, right: int = LAST_COLUMN
+    mask: NDArray[np.bool_],
+    input_ids: Sequence[int],
+    tokenizer: WordPieceTokenizer,
+    left: int = 0,
+    right: int = LAST_COLUMN,
 ) -> str:
     return decode_token_mask(mask, input_ids, tokenizer, left, right).replace(".", "")
 
@@ -162,7 +122,22 @@ def _enclosing(separators: list[int], best: int, end: int) -> tuple[int, int]:
     return left, separators[after] if after < len(separators) else end
 
 
-def _check_columns(pred_logits: Tensor, prompt: Prompt) -> None:
+def _probabilities(logits: Tensor | NDArray[Any]) -> NDArray[np.float32]:
+    if isinstance(logits, np.ndarray):
+        return sigmoid(logits)
+    found: NDArray[np.float32] = logits.float().sigmoid().cpu().numpy()
+    return found
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """In float32; 0 at -inf."""
+    with np.errstate(over="ignore"):  # exp(large) is inf, whose inverse is the 0 that is meant
+        odds = np.exp(-logits.astype(np.float32, copy=False))
+    return np.reciprocal(1 + odds)
+
+
+def check_columns(pred_logits: Tensor | NDArray[Any], prompt: Prompt) -> None:
+    """Refuse logits over fewer tokens than the prompt has, with ValueError."""
     if pred_logits.shape[-1] < len(prompt):
         raise ValueError(
             f"logits over {pred_logits.shape[-1]} tokens do not belong to a prompt of {len(prompt)} tokens: "

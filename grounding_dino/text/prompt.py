@@ -20,28 +20,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from grounding_dino.structures import Prompt
-from grounding_dino.text.batch import collate_prompts, positive_map
-from grounding_dino.text.phrases import category_scores, decode_phrases, decode_token_mask, phrases_to_categories
 from grounding_dino.text.segments import TokenRange, one_segment, segment_tokens
 from grounding_dino.text.tokenizer import Encoding, WordPieceTokenizer
-
-__all__ = [
-    "build_caption_prompt",
-    "build_category_prompts",
-    "category_scores",
-    "collate_prompts",
-    "decode_phrases",
-    "decode_token_mask",
-    "encode_name",
-    "name_fault",
-    "names_budget",
-    "normalised_name",
-    "phrases_to_categories",
-    "positive_map",
-    "preprocess_caption",
-    "segment_tokens",
-    "tokenize_caption",
-]
 
 logger = logging.getLogger(__name__)
 

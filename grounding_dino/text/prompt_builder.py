@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from grounding_dino.structures import Prompt
 from grounding_dino.text.prompt import (
@@ -18,7 +19,8 @@ from grounding_dino.text.prompt import (
 )
 from grounding_dino.text.tokenizer import WordPieceTokenizer, build_tokenizer
 
-from detectron2.config import CfgNode
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 
 from grounding_dino.cli import picture_workers
 from grounding_dino.cli.demo import plan_outputs
-from grounding_dino.cli.picture_batches import MOST_PADDING, PictureBatches
 from grounding_dino.cli.picture_run import PictureRun, number_of_workers
 from grounding_dino.cli.picture_work import Job, PictureWork
 from grounding_dino.cli.picture_workers import WorkerProcesses
 from grounding_dino.model_zoo import load_cfg
+from grounding_dino.picture_batches import MOST_PADDING, PictureBatches
 from grounding_dino.pictures import PicturePreparation
 from grounding_dino.predictor import GroundingPredictor
 

@@ -11,7 +11,7 @@ from grounding_dino.checkpoint.huggingface import save_huggingface_folder
 from grounding_dino.checkpoint.loading import load_weights
 from grounding_dino.checkpoint.origins import translate_checkpoint
 from grounding_dino.model_zoo import load_cfg
-from grounding_dino.text.prompt import collate_prompts
+from grounding_dino.text.batch import collate_prompts
 
 import pytest
 import torch

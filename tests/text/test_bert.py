@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import grounding_dino  # noqa: F401  (makes detectron2 importable)
+from grounding_dino.text.batch import collate_prompts
 from grounding_dino.text.bert import Bert
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, collate_prompts
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 from grounding_dino.text.tokenizer import build_tokenizer
 
 import pytest

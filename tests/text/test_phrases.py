@@ -1,13 +1,8 @@
 import json
 from pathlib import Path
 
-from grounding_dino.text.phrases import (
-    best_words,
-    category_scores,
-    decode_phrases,
-    decode_token_mask,
-    phrases_to_categories,
-)
+from grounding_dino.text.category_scores import category_scores
+from grounding_dino.text.phrases import best_words, decode_phrases, decode_token_mask, phrases_to_categories
 from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, preprocess_caption
 from grounding_dino.text.tokenizer import build_tokenizer
 

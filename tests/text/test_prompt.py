@@ -3,15 +3,14 @@ import logging
 from pathlib import Path
 
 from grounding_dino.structures import Prompt
+from grounding_dino.text.batch import collate_prompts, positive_map
 from grounding_dino.text.prompt import (
     build_caption_prompt,
     build_category_prompts,
-    collate_prompts,
-    positive_map,
     preprocess_caption,
-    segment_tokens,
     tokenize_caption,
 )
+from grounding_dino.text.segments import segment_tokens
 from grounding_dino.text.tokenizer import build_tokenizer
 
 import numpy as np

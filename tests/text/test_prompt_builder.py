@@ -8,7 +8,8 @@ from pathlib import Path
 
 from grounding_dino.config import add_grounding_dino_config
 from grounding_dino.structures import Prompt
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, encode_name, positive_map
+from grounding_dino.text.batch import positive_map
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, encode_name
 from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import build_tokenizer
 

@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 from grounding_dino.config import add_grounding_dino_config
+from grounding_dino.text.batch import collate_prompts
 from grounding_dino.text.bert import Bert
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, collate_prompts
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.text_encoder import BertEncoder, build_text_encoder
 from grounding_dino.text.tokenizer import build_tokenizer

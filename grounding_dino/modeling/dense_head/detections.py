@@ -8,7 +8,7 @@ from typing import Any
 
 from grounding_dino.modeling.dense_head.anchors import clip_boxes, decode_boxes
 from grounding_dino.structures import DensePredictions, Prompt
-from grounding_dino.text.prompt import category_scores
+from grounding_dino.text.category_scores import category_scores
 
 import torch
 from detectron2.config import CfgNode

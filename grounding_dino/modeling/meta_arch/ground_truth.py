@@ -8,7 +8,7 @@ from typing import Any
 from grounding_dino.layers.box_ops import box_xyxy_to_cxcywh
 from grounding_dino.modeling.fixed_classes import FixedClasses
 from grounding_dino.structures import Prompt, Targets
-from grounding_dino.text.prompt import positive_map
+from grounding_dino.text.batch import positive_map
 
 import torch
 from detectron2.structures import BitMasks, PolygonMasks

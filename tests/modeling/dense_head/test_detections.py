@@ -9,7 +9,8 @@ from grounding_dino.modeling.dense_head import detections
 from grounding_dino.modeling.dense_head.anchors import clip_boxes, decode_boxes, place_anchors
 from grounding_dino.modeling.dense_head.detections import Candidates, DenseDetections
 from grounding_dino.structures import DensePredictions, Prompt
-from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts, category_scores
+from grounding_dino.text.category_scores import category_scores
+from grounding_dino.text.prompt import build_caption_prompt, build_category_prompts
 from grounding_dino.text.tokenizer import build_tokenizer
 
 import pytest

@@ -16,7 +16,7 @@ from grounding_dino.checkpoint.origins import translate_checkpoint
 from grounding_dino.model_zoo import load_cfg
 from grounding_dino.modeling.dense_head.detections import Candidates
 from grounding_dino.modeling.meta_arch.glip import GLIP
-from grounding_dino.text.prompt import category_scores
+from grounding_dino.text.category_scores import category_scores
 
 import pytest
 import torch

@@ -14,7 +14,8 @@ from grounding_dino.modeling.pixel_decoder.deformable_encoder import (
 )
 from grounding_dino.modeling.pixel_decoder.text_fusion import text_position_embedding
 from grounding_dino.structures import TextFeatures
-from grounding_dino.text.prompt import build_category_prompts, collate_prompts
+from grounding_dino.text.batch import collate_prompts
+from grounding_dino.text.prompt import build_category_prompts
 from grounding_dino.text.tokenizer import build_tokenizer
 
 import pytest
