@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="a configuration (.yaml file or short name) and its checkpoint; may be given several times (default: the two "
         "small models that come with the package)",
     )
-    models.add_argument("--models-in-memory", type=count, default=2, metavar="N", help="models kept loaded (default: 2)")
+    models.add_argument(
+        "--models-in-memory", type=count, default=2, metavar="N", help="models kept loaded (default: 2)"
+    )
     models.add_argument("--device", help="cuda, cpu, ... (default: a GPU where there is one)")
     models.add_argument("--thresholds", metavar="FILE", help="thresholds by category, of tools/calibrate_thresholds.py")
     models.add_argument(
@@ -76,7 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", type=count, default=120, metavar="SECONDS", help="longest time for a picture (default: 120)"
     )
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
+    server.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)"
+    )
     server.add_argument("--port", type=count_or_none, default=7860, help="its port; 0 takes a free one (default: 7860)")
     server.add_argument("--root-path", default="", metavar="PATH", help="the path below which a proxy serves the page")
     server.add_argument(
@@ -96,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from grounding_dino.web.server import build_app, listen, own_folder, serve
 
     try:
-        detector, pictures = build_detector(args), find_examples(args.examples)
+        detector = build_detector(args)
         with own_folder() as folder, listen(args.host, args.port) as listening:
-            app = build_app(detector, pictures, folder, args.root_path)
+            app = build_app(detector, find_examples(args.examples), folder, args.root_path)
             host, port = listening.getsockname()[:2]
             address = f"http://{'localhost' if host in ('127.0.0.1', '::1') else host}:{port}{args.root_path}"
             names = ", ".join(detector.shelf.models)

@@ -11,15 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from grounding_dino.thresholds import BOX_THRESHOLD, CategoryThresholds
 from grounding_dino.web.models import ModelShelf, Stopped
+
+if TYPE_CHECKING:
+    from grounding_dino.thresholds import CategoryThresholds
 
 logger = logging.getLogger(__name__)
 
 CATEGORIES, CAPTION = "Categories", "Caption"
-TEXT_THRESHOLD = 0.25
+BOX_THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25
 MAX_TEXT = 5000  # characters; a prompt has 256 tokens, and a list of names is split over several
 
 
@@ -133,12 +135,16 @@ class Detector:
             raise Refused(f"A text is read as {CATEGORIES!r} or as a {CAPTION!r}, not as {request.kind!r}.")
         text = request.text.strip()
         if len(text) + len(request.not_wanted) > MAX_TEXT:
-            raise Refused(f"The text has {len(text) + len(request.not_wanted)} characters; at most {MAX_TEXT} are read.")
+            raise Refused(
+                f"The text has {len(text) + len(request.not_wanted)} characters; at most {MAX_TEXT} are read."
+            )
         if not self.shelf.models[request.model].reads_text:
             if text or request.not_wanted.strip():
                 raise Refused(f"{request.model} finds a fixed list of classes and reads no text. Leave the text empty.")
         elif not text:
-            raise Refused('There is nothing to look for yet. Write names, such as "blue star, red cross", or a caption.')
+            raise Refused(
+                'There is nothing to look for yet. Write names, such as "blue star, red cross", or a caption.'
+            )
         elif request.kind == CATEGORIES and not split_names(text):
             raise Refused(f"{text!r} names nothing. Write names with commas between them.")
 
@@ -149,7 +155,7 @@ class Detector:
 
     def _work(self, request: Request, stop: threading.Event, report: Callable[[str], None]) -> Answer:
         """The request's work in the models' thread."""
-        from grounding_dino.cli.result_records import result_records
+        from grounding_dino.result_records import result_records
         from grounding_dino.visualization import draw_results
         from grounding_dino.web.uploads import read_upload
 
@@ -176,7 +182,7 @@ class Detector:
     def _options(self, request: Request) -> dict[str, Any]:
         """The predictor's arguments."""
         options: dict[str, Any] = {"box_threshold": request.box_threshold, "text_threshold": request.text_threshold}
-        if request.by_category and self.thresholds is not None:
+        if request.by_category and self.thresholds is not None and request.kind == CATEGORIES:
             options["box_threshold"] = dataclasses.replace(self.thresholds, default=request.box_threshold)
         if not self.shelf.models[request.model].reads_text:
             return options

@@ -26,7 +26,7 @@ _API = "/gradio_api"
 _READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon(/\d+)?)/?|/(static|assets)/.+"
     rf"|{_API}/(info|theme\.css|startup-events|queue/data|queue/status|upload_progress|app_id|login_check|user)/?"
-    rf"|{_API}/(heartbeat/[^/]+|call/(v2/)?[^/]+/[^/]+|file=(?!\w{2,}:|//).+)"
+    rf"|{_API}/(heartbeat/[^/]+|call/(v2/)?[^/]+/[^/]+|file=(?!\w{(2,)}:|//).+)"
 )
 _WRITE = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?[^/]+)/?")
 

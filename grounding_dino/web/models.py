@@ -45,13 +45,17 @@ def served_models(named: Sequence[str], opts: Sequence[object] = ()) -> list[Ser
     """
     from grounding_dino.model_zoo import load_cfg
 
-    pairs = [(config.strip(), weights.strip()) for config, _, weights in (text.partition("=") for text in named or SHIPPED)]
+    pairs = [
+        (config.strip(), weights.strip()) for config, _, weights in (text.partition("=") for text in named or SHIPPED)
+    ]
     names = [Path(config).stem if Path(config).suffix in (".yaml", ".yml") else config for config, _ in pairs]
     shared = {name for name, times in Counter(names).items() if times > 1}
     found: dict[str, ServedModel] = {}
     for (config, weights), name in zip(pairs, names):
         if weights and "://" not in weights and not Path(weights).expanduser().exists():
-            raise FileNotFoundError(f"there are no weights {weights!r} (--model {config}={weights}); name a file or folder")
+            raise FileNotFoundError(
+                f"there are no weights {weights!r} (--model {config}={weights}); name a file or folder"
+            )
         reads_text = bool(load_cfg(config, opts).MODEL.TEXT_ENCODER.NAME)
         if name in shared:
             name = f"{name} ({Path(weights).name or 'its own weights'})"

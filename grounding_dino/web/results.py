@@ -63,9 +63,7 @@ def _detections(found: Sequence[dict[str, Any]]) -> str:
 def _areas(
     title: str, found: Sequence[dict[str, Any]], pixels: int, more: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> str:
-    rows = [
-        [_named(each), *extra, f"{each['area'] / pixels:.1%}"] for each, extra in zip(found[:MAX_ROWS], cells)
-    ]
+    rows = [[_named(each), *extra, f"{each['area'] / pixels:.1%}"] for each, extra in zip(found[:MAX_ROWS], cells)]
     return _table(title, ["Name", *more, "Share"], rows, len(found))
 
 

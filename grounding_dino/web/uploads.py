@@ -39,4 +39,6 @@ def read_upload(path: str | Path, name: str, max_megapixels: float) -> RgbArray:
     except Image.DecompressionBombError:
         raise ValueError(f"The picture {name} has far too many pixels. Make it smaller.") from None
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"The picture {name} is broken or cut short ({error}). Save it again, or try another.") from error
+        raise ValueError(
+            f"The picture {name} is broken or cut short ({error}). Save it again, or try another."
+        ) from error
