@@ -10,16 +10,18 @@ segments, segments_info = predictor("street.jpg")["panoptic_seg"]
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grounding_dino.detection_choice import DetectionChoice
 from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
 from grounding_dino.pictures import PicturePreparation, to_rgb
 from grounding_dino.precision import precision_of, running_in
+from grounding_dino.prompt_arguments import Asked, class_prompts, prompts_of
 from grounding_dino.structures import InstanceList
 from grounding_dino.text.phrases import best_words, decode_phrases
+from grounding_dino.thresholds import BOX_THRESHOLD, CategoryThresholds, Threshold, check_box_threshold, check_share
 
 import numpy as np
 import torch
@@ -27,7 +29,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import nn
 
-BOX_THRESHOLD = 0.35
 TEXT_THRESHOLD = 0.25
 
 
@@ -89,10 +90,11 @@ class GroundingPredictor:
         images: Any,
         categories: Sequence[str] | Sequence[Sequence[str]] | None = None,
         caption: str | Sequence[str] | None = None,
-        box_threshold: float = BOX_THRESHOLD,
+        box_threshold: Threshold = BOX_THRESHOLD,
         text_threshold: float = TEXT_THRESHOLD,
         image_format: str = "BGR",
         best_label_only: bool = True,
+        not_wanted: Sequence[str] | Sequence[Sequence[str]] | None = None,
     ) -> Any:
         """Detect in one picture or in a list of them, which is run as one batch.
 
@@ -103,11 +105,14 @@ class GroundingPredictor:
                 of such; a 4-dimensional array or tensor is a list too.
             categories: names to look for, for all pictures, or one list a picture.
             caption: free text instead of categories, for all pictures, or one a picture.
-            box_threshold: detections must score higher.
+            box_threshold: detections must score higher; a number, or thresholds by category
+                (`CategoryThresholds.load(file)`), which do not go with a caption.
             text_threshold: with a caption, a word must score higher to be part of a detection's phrase.
             image_format: order of an array's channels: "BGR" as OpenCV and Detectron2 have it, or "RGB".
             best_label_only: at most one category a query; False gives every category above the threshold, as
                 evaluation does.
+            not_wanted: names, for all pictures or one list a picture, that compete with the categories for boxes and
+                are dropped, as :class:`DetectionChoice` says; of a model of fixed classes some of these.
 
         Returns:
             `Instances` on the CPU in the original picture's size, best first, a list of them for a list: `pred_boxes`,
@@ -119,7 +124,8 @@ class GroundingPredictor:
             `instances` as above; `panoptic_seg`, a map (H, W) int32 of segment ids, 0 for none, and the list of
             segments (`id`, `category_id`, `isthing`); `sem_seg` (K, H, W) float, whose argmax is the class of a pixel;
             and `class_names`, the K names that `category_id` and `sem_seg` count. `box_threshold` is of instances
-            alone.
+            alone. Names that are not wanted stand last in `class_names`; `panoptic_seg` has no segment of them, while
+            a pixel's best class in `sem_seg` may be one.
 
         Raises:
             TypeError, ValueError, FileNotFoundError: with a sentence that names the offending picture, text or value;
@@ -128,7 +134,7 @@ class GroundingPredictor:
         single = _is_single(images)
         pictures = [to_rgb(image, image_format) for image in ([images] if single else images)]
         prepared = [self.prepare(picture) for picture in pictures]
-        results = self.detect(prepared, categories, caption, box_threshold, text_threshold, best_label_only)
+        results = self.detect(prepared, categories, caption, box_threshold, text_threshold, best_label_only, not_wanted)
         return results[0] if single else results
 
     @torch.no_grad()
@@ -137,22 +143,26 @@ class GroundingPredictor:
         prepared: Sequence[dict[str, Any]],
         categories: Sequence[str] | Sequence[Sequence[str]] | None = None,
         caption: str | Sequence[str] | None = None,
-        box_threshold: float = BOX_THRESHOLD,
+        box_threshold: Threshold = BOX_THRESHOLD,
         text_threshold: float = TEXT_THRESHOLD,
         best_label_only: bool = True,
+        not_wanted: Sequence[str] | Sequence[Sequence[str]] | None = None,
     ) -> list[Any]:
         """As a call, in pictures that `prepare` made inputs of, here or in another process; always a list."""
-        for name, value in (("box_threshold", box_threshold), ("text_threshold", text_threshold)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number in [0, 1], such as 0.3, not {value!r}")
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
-        prompts = self._prompts(categories, caption, len(prepared))
+        check_box_threshold(box_threshold)
+        check_share("text_threshold", text_threshold)
+        if caption is not None and isinstance(box_threshold, CategoryThresholds):
+            raise ValueError(
+                "thresholds by category go with categories: a caption's detections have none, and their scores are of "
+                "single words; give box_threshold as a number"
+            )
+        prompts = self._prompts(categories, caption, not_wanted, len(prepared))
         if not prepared:
             return []
         inputs = [{**self._moved(picture), **prompt} for picture, prompt in zip(prepared, prompts)]
+        choice = DetectionChoice(box_threshold, best_label_only)
         return [
-            self._result(answer, prompt, box_threshold, text_threshold, best_label_only)
+            self._result(answer, prompt, choice, text_threshold)
             for answer, prompt in zip(self._answers(inputs), prompts)
         ]
 
@@ -165,29 +175,25 @@ class GroundingPredictor:
         self,
         categories: Sequence[str] | Sequence[Sequence[str]] | None = None,
         caption: str | Sequence[str] | None = None,
+        not_wanted: Sequence[str] | Sequence[Sequence[str]] | None = None,
     ) -> None:
         """Refuse a text that no picture can be asked with, before there are pictures.
 
         Raises:
             TypeError, ValueError: as a call with this text does.
         """
-        encoder: Any = self.model.text_encoder
-        for prompt in self._prompts(categories, caption, None):
+        encoder: Any = getattr(self.model, "text_encoder", None)
+        for prompt in self._prompts(categories, caption, not_wanted, None):
             if "caption" in prompt:
                 encoder.prompts.of_caption(prompt["caption"])
             elif "categories" in prompt:
                 encoder.prompts.of_categories(prompt["categories"])
 
-    def _prompts(self, categories: Any, caption: Any, count: int | None) -> list[dict[str, Any]]:
-        """As :func:`_prompts_of`; for a model of fixed classes nothing, and ValueError for any text."""
+    def _prompts(self, categories: Any, caption: Any, not_wanted: Any, count: int | None) -> list[Asked]:
+        """As :func:`prompts_of` or :func:`class_prompts`, by the kind of model."""
         if self.classes is None:
-            return _prompts_of(categories, caption, count)
-        if categories is not None or caption is not None:
-            raise ValueError(
-                f"the model finds {len(self.classes)} fixed classes ({', '.join(self.classes[:3])}, ...) and reads no "
-                "text: leave out categories and caption, and choose among its detections by their labels"
-            )
-        return [{}] * (1 if count is None else count)
+            return prompts_of(categories, caption, not_wanted, count)
+        return class_prompts(self.classes, categories, caption, not_wanted, count)
 
     def _answers(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The model's answers; ValueError where they are NaN or infinite."""
@@ -200,25 +206,19 @@ class GroundingPredictor:
             raise ValueError(describe_non_finite(self.model, self.weights))
         return answers
 
-    def _result(
-        self,
-        answer: dict[str, Any],
-        prompt: dict[str, Any],
-        box_threshold: float,
-        text_threshold: float,
-        best_label_only: bool,
-    ) -> Any:
+    def _result(self, answer: dict[str, Any], asked: Asked, choice: DetectionChoice, text_threshold: float) -> Any:
         """What a call returns for one picture, from the model's answer."""
-        names = prompt.get("categories", self.classes)
+        names = asked.get("categories", self.classes)
+        not_wanted = asked.get("not_wanted", ())
         result: dict[str, Any] = {}
         if "instances" in answer:
             found = answer["instances"]
-            found = found[found.scores > box_threshold].to("cpu")
+            found = found[found.scores > choice.least(names or ("",))].to("cpu")
             if names is None:
-                result["instances"] = self._name_phrases(found, prompt["caption"], text_threshold)
+                result["instances"] = self._name_phrases(found, asked["caption"], text_threshold)
             else:
-                result["instances"] = _name_categories(found, names, best_label_only)
-        segments = _segments_on_cpu(answer)
+                result["instances"] = _named(found, names, not_wanted, choice)
+        segments = _segments_on_cpu(answer, not_wanted)
         return {**result, **segments, "class_names": list(names or ())} if segments else result["instances"]
 
     def _name_phrases(self, found: Instances, caption: str, text_threshold: float) -> Instances:
@@ -275,12 +275,17 @@ def describe_non_finite(model: nn.Module, weights: str = "") -> str:
     )
 
 
-def _segments_on_cpu(answer: dict[str, Any]) -> dict[str, Any]:
-    """The panoptic and semantic results that an answer has."""
+def _segments_on_cpu(answer: dict[str, Any], not_wanted: Sequence[int]) -> dict[str, Any]:
+    """The panoptic and semantic results that an answer has; segments that are not wanted become 0, none."""
     found: dict[str, Any] = {}
     if "panoptic_seg" in answer:
-        segments, segments_info = answer["panoptic_seg"]
-        found["panoptic_seg"] = (segments.cpu(), segments_info)
+        ids, segments = answer["panoptic_seg"]
+        ids = ids.cpu()
+        dropped = [segment["id"] for segment in segments if segment["category_id"] in not_wanted]
+        if dropped:
+            ids = ids.masked_fill(torch.isin(ids, ids.new_tensor(dropped)), 0)
+            segments = [segment for segment in segments if segment["category_id"] not in not_wanted]
+        found["panoptic_seg"] = (ids, segments)
     if "sem_seg" in answer:
         found["sem_seg"] = answer["sem_seg"].cpu()
     return found
@@ -292,67 +297,15 @@ def _is_single(images: Any) -> bool:
     return not isinstance(images, (list, tuple))
 
 
-def _prompts_of(categories: Any, caption: Any, count: int | None) -> list[dict[str, Any]]:
-    """The text part of each picture's input; `count` None is for as many pictures as there are texts.
-
-    Raises:
-        TypeError: something else than texts.
-        ValueError: both kinds of prompt, none, or another number of prompts than of pictures.
-    """
-    if (categories is None) == (caption is None):
-        given = "both are" if categories is not None else "neither is"
-        raise ValueError(f"say what to look for with either categories=[...] or caption='...'; {given} given")
-    if caption is not None:
-        if not isinstance(caption, (str, list, tuple)):
-            raise TypeError(f"caption must be a text, or a list with one a picture, not {caption!r}")
-        captions = _one_each(caption, isinstance(caption, str), count, "captions")
-        for text in captions:
-            if not isinstance(text, str):
-                raise TypeError(f"each picture's caption must be a text, not {text!r}")
-        return [{"caption": text} for text in captions]
-    names, is_shared = _names_of(categories)
-    lists = _one_each(names, is_shared, count, "lists of categories")
-    return [{"categories": list(each)} for each in lists]
-
-
-def _names_of(categories: Any) -> tuple[list[Any], bool]:
-    """The names, and True, if they are for all pictures; else each picture's names, and False."""
-    if isinstance(categories, str):
-        raise TypeError(
-            f"categories must be a list of names, not the string {categories!r}; give [...] of names, or caption=..."
-        )
-    if not isinstance(categories, Iterable):
-        raise TypeError(
-            f"categories must be a list of names, or a list with one such list a picture, not {categories!r}"
-        )
-    given = list(categories)
-    if not any(isinstance(item, Iterable) and not isinstance(item, str) for item in given):
-        return given, True
-    for index, item in enumerate(given):
-        if isinstance(item, str) or not isinstance(item, Iterable):
-            raise TypeError(
-                f"the categories of picture {index} must be a list of names, not {item!r}: one list for all pictures "
-                "holds only names, a list of one a picture only lists"
-            )
-    return given, False
-
-
-def _one_each(texts: Any, is_shared: bool, count: int | None, what: str) -> list[Any]:
-    if is_shared:
-        return [texts] * (1 if count is None else count)
-    if count is not None and len(texts) != count:
-        raise ValueError(f"there are {len(texts)} {what} for {count} pictures; give one for all, or one each")
-    return list(texts)
-
-
-def _name_categories(found: Instances, categories: Sequence[str], best_label_only: bool) -> Instances:
-    """Add `labels`; with `best_label_only` keep the first, that is the best, of each query's detections."""
+def _named(found: Instances, names: Sequence[str], not_wanted: Sequence[int], choice: DetectionChoice) -> Instances:
+    """The detections that are chosen, with `labels`."""
+    queries = found.query_indices if found.has("query_indices") else torch.arange(len(found))
+    boxes = found.pred_boxes.tensor.float().numpy()
+    rows = choice.rows(
+        found.scores.float().numpy(), found.pred_classes.numpy(), queries.numpy(), boxes, names, not_wanted
+    )
+    found = found[torch.from_numpy(rows)]
     if found.has("query_indices"):
-        if best_label_only:
-            seen: dict[int, int] = {}
-            for row, query in enumerate(found.query_indices.tolist()):
-                seen.setdefault(query, row)
-            found = found[torch.tensor(list(seen.values()), dtype=torch.int64)]
         found.remove("query_indices")
-    found.labels = Labels(categories[i] for i in found.pred_classes.tolist())
+    found.labels = Labels(names[i] for i in found.pred_classes.tolist())
     return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import count, picture_size
+from grounding_dino.cli.arguments import count, picture_size, program
 from grounding_dino.tables import format_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ examples:
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="analyze_model.py",
+        prog=program("analyze_model.py"),
         description="Parameters, multiply-adds and activation memory of each part of a model at inference, and how the "
         "published figures compare.",
         epilog=EPILOG,

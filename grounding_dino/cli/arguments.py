@@ -1,8 +1,17 @@
-"""Kinds of values on the command lines, refused in words."""
+"""Kinds of values on the command lines, refused in words; and by which name a command is called."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+
+ENTRY_POINT = "grounding-dino"
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+
+
+def program(script: str) -> str:
+    """How the running command is called: "grounding-dino train" by the entry point, else the name of its `script`."""
+    return sys.argv[0] if sys.argv[0].startswith(f"{ENTRY_POINT} ") else script
 
 
 def share(text: str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.cli.arguments import count, picture_size
+from grounding_dino.cli.arguments import count, picture_size, program
 from grounding_dino.cli.benchmark_folder import add_folder_arguments, folder_report
 from grounding_dino.cli.benchmark_inference import OURS, SIDES, THEIRS, Plan, measure_model
 from grounding_dino.cli.benchmark_inputs import DTYPES
@@ -58,9 +58,13 @@ READ = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The flags; each kind of measurement reads some of them."""
     parser = argparse.ArgumentParser(
-        prog="benchmark.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("benchmark.py"),
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--op", action="store_true", help="measure deformable attention against its PyTorch twin")
@@ -118,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures what the flags name, prints a table and returns 0."""
-    parser = _parser()
+    parser = build_parser()
     args = parser.parse_args(argv)
     _check(parser, args)
     _check_read(parser, args)

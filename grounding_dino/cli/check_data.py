@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import count
+from grounding_dino.cli.arguments import count, program
 from grounding_dino.cli.data_arguments import add_data_arguments, load_data_config
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Size = tuple[int, int]
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="check_data.py",
+        prog=program("check_data.py"),
         description="Look through the data sets of a training before it starts, those that it is evaluated on among "
         "them, and say how many steps and how much memory it will take. The exit code is 1 where something is lost to "
         "training or evaluation, or stops it.",

@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from grounding_dino.cli.arguments import program
 from grounding_dino.data.convert_formats import FORMATS, NAME_MODES
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="convert_data.py",
+        prog=program("convert_data.py"),
         description="Convert annotations between COCO, ODVG (JSON lines), MDETR and referring expressions (refexp). "
         "Pictures stay where they are. What a format cannot hold is counted and said.",
         epilog="example: convert_data.py --from coco --to odvg annotations/train.json train_odvg.jsonl",

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from grounding_dino.cli.arguments import program
+
 if TYPE_CHECKING:
     from grounding_dino.checkpoint.huggingface import HeadCounts
     from grounding_dino.checkpoint.origins import LoadedCheckpoint
@@ -20,11 +22,11 @@ FORMATS = ("official", "mmdet", "huggingface", "ours")
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="convert_weights.py",
+        prog=program("convert_weights.py"),
         description="Convert a checkpoint of any origin, which is recognised by its names. Tensors are renamed and "
         "reordered, never rounded (unless --half): converting back gives the same bits.",
-        epilog="examples: convert_weights.py --to huggingface groundingdino_swint_ogc.pth swin_t_hf; "
-        "convert_weights.py --warm-start --config-file mask_dino/coco/r50_instance checkpoint0011_4scale.pth start.pth",
+        epilog="examples: %(prog)s --to huggingface groundingdino_swint_ogc.pth swin_t_hf; "
+        "%(prog)s --warm-start --config-file mask_dino/coco/r50_instance checkpoint0011_4scale.pth start.pth",
     )
     parser.add_argument("input", metavar="INPUT", help="file, Hugging Face folder, or URL")
     parser.add_argument(

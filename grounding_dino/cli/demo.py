@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import count, count_or_none, share
+from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program
+from grounding_dino.cli.choice_arguments import add_choice_options
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
@@ -20,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
-
 EPILOG = """\
 examples:
   %(prog)s --input demo/pictures --output out --categories "red circle" "blue star"
@@ -29,6 +28,7 @@ examples:
   %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --input a.jpg --output b.jpg \\
       --caption "two dogs left of the man"
   %(prog)s --config-file mask_dino/coco/r50_panoptic --weights maskdino_r50_panoptic.pth --input a.jpg --output out
+  %(prog)s --input photos --output out --categories cup --not-wanted bowl vase --thresholds thresholds.json
   %(prog)s --video-input in.mp4 --output out.mp4 --categories person
 DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
 segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
@@ -39,6 +39,7 @@ The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage
 def build_parser() -> argparse.ArgumentParser:
     """The options, named as in the demos of Detectron2 and Mask DINO."""
     parser = argparse.ArgumentParser(
+        prog=program("demo.py"),
         description="Detect and segment what a text names, or the classes that a model knows, in pictures, a video "
         "or a webcam.",
         epilog=EPILOG,
@@ -69,20 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     text.add_argument("--categories", nargs="+", metavar="NAME", help='names: --categories cat "traffic light"')
     text.add_argument("--text", help='names in one string: --text "cat . traffic light ."')
     text.add_argument("--caption", help="free text; detections are named by its words")
-    parser.add_argument(
-        "--confidence-threshold",
-        type=share,
-        default=0.35,
-        metavar="X",
-        help="least score of a detection; it is not of segments (default: 0.35)",
-    )
-    parser.add_argument(
-        "--text-threshold",
-        type=share,
-        default=0.25,
-        metavar="X",
-        help="least score of a caption's word (default: 0.25)",
-    )
+    add_choice_options(parser)
     _add_run_options(parser)
     return parser
 
@@ -137,21 +125,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The predictor's text argument; nothing where none is given.
+    """The predictor's text arguments; nothing where none is given.
 
     Raises:
         ValueError: a --text that names nothing.
     """
+    prompt: dict[str, Any] = {}
     if args.caption is not None:
-        return {"caption": args.caption}
-    if args.categories is not None:
-        return {"categories": args.categories}
-    if args.text is None:
-        return {}
-    names = [name.strip() for name in args.text.split(".") if name.strip()]
-    if not names:
-        raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
-    return {"categories": names}
+        prompt["caption"] = args.caption
+    elif args.categories is not None:
+        prompt["categories"] = args.categories
+    elif args.text is not None:
+        names = [name.strip() for name in args.text.split(".") if name.strip()]
+        if not names:
+            raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
+        prompt["categories"] = names
+    return prompt if args.not_wanted is None else {**prompt, "not_wanted": args.not_wanted}
 
 
 def text_problem(args: argparse.Namespace, prompt: dict[str, Any]) -> str:
@@ -159,13 +148,18 @@ def text_problem(args: argparse.Namespace, prompt: dict[str, Any]) -> str:
     from grounding_dino.model_zoo import load_cfg
 
     reads_text = bool(load_cfg(args.config_file, args.opts).MODEL.TEXT_ENCODER.NAME)
-    if reads_text and not prompt:
+    has_text = not prompt.keys() <= {"not_wanted"}
+    if reads_text and not has_text:
         return "say what to look for, with --categories, --text or --caption"
-    if prompt and not reads_text:
+    if has_text and not reads_text:
         return (
             f"{args.config_file} is a model of fixed classes, which reads no text: leave out --categories, --text and "
             "--caption"
         )
+    if args.caption is not None and args.not_wanted is not None:
+        return "--not-wanted goes with --categories or --text: no name competes with the words of a --caption"
+    if args.caption is not None and not isinstance(args.confidence_threshold, float):
+        return "--thresholds goes with --categories or --text: the detections of a --caption have no category"
     return ""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grounding_dino
+from grounding_dino.cli.arguments import program
 
 DISTRIBUTION = "grounding-dino-detectron2"
 PACKAGES = ("torch", "torchvision", "tokenizers", "timm", "fvcore", "numpy")
@@ -169,9 +170,14 @@ def run_checks(checks: Sequence[Callable[[], list[Check]]] = CHECKS) -> list[Che
     return rows
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """No options."""
+    return argparse.ArgumentParser(prog=program("doctor.py"), description=__doc__)
+
+
 def main(argv: Sequence[str] | None = None, checks: Sequence[Callable[[], list[Check]]] = CHECKS) -> int:
     """Prints the rows, then "ok" and returns 0, or the first thing to fix and returns 1."""
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    build_parser().parse_args(argv)
     rows = run_checks(checks)
     width = max(len(row.name) for row in rows)
     for row in rows:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grounding_dino.analysis.ceiling import synchronize
-from grounding_dino.cli.arguments import count
+from grounding_dino.cli.arguments import count, program
 from grounding_dino.cli.benchmark_inputs import DTYPES
 from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure_operator
 from grounding_dino.cli.demo import prepare_json
@@ -264,13 +264,19 @@ def run(checks: Sequence[Callable[[], Iterator[Result]]]) -> list[Result]:
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all checks and prints one table; 0 where all passed, 1 where one did not, 2 without a GPU."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Precisions, parts and where the numbers go."""
+    parser = argparse.ArgumentParser(prog=program("gpu_check.py"), description=__doc__)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--repeats", type=count, default=20, help="rounds of each timing (default 20)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all lines, and the benchmarks beside it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs all checks and prints one table; 0 where all passed, 1 where one did not, 2 without a GPU."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("No GPU: torch sees no CUDA device on this machine, so nothing was checked.")

@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from grounding_dino.cli.arguments import program
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="merge_lora.py",
+        prog=program("merge_lora.py"),
         description="Add LoRA adapters (MODEL.LORA of a training) to the weights that they were trained on, and write "
         "a checkpoint of this project that needs neither of them, nor the package peft.",
         epilog="example: merge_lora.py --config-file shapes_tiny output/cells/adapter cells.safetensors",

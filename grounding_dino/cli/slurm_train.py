@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from grounding_dino.cli.arguments import count
+from grounding_dino.cli.arguments import count, program
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -92,11 +92,11 @@ def _wait_for_the_end(signum: int, frame: Any) -> NoReturn:
 def build_parser() -> argparse.ArgumentParser:
     """The command's own arguments; those of `train_net.py` stand behind `--`."""
     parser = argparse.ArgumentParser(
-        prog="slurm_train.py",
+        prog=program("slurm_train.py"),
         usage="%(prog)s [options] -- ARGUMENTS OF train_net.py",
         description="Train on a SLURM cluster (pip install submitit). When its time is up the job requeues itself and "
         "goes on from the last checkpoint; so it does after it was preempted or a node has failed.",
-        epilog="example: slurm_train.py --partition gpu --nodes 2 --gpus-per-node 8 --time 24:00:00 -- "
+        epilog="example: %(prog)s --partition gpu --nodes 2 --gpus-per-node 8 --time 24:00:00 -- "
         "--config-file configs/grounding_dino/swin_t_finetune_coco.yaml OUTPUT_DIR output/coco",
         allow_abbrev=False,
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from grounding_dino.cli.arguments import program
 from grounding_dino.cli.errors import (
     explains_itself,
     keep_tracebacks_off_the_screen,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SCRIPT = "train_net.py"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Detectron2's training arguments plus `--dataset`, `--warm-start` and `--debug`."""
@@ -30,12 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = default_argument_parser(
         epilog="examples:\n"
-        "  train:     train_net.py --num-gpus 8 --config-file configs/grounding_dino/swin_t_finetune_coco.yaml\n"
-        "  evaluate:  train_net.py --config-file shapes_tiny --eval-only\n"
-        "  own data:  train_net.py --config-file shapes_tiny --dataset cells=train.json:images "
+        "  train:     %(prog)s --num-gpus 8 --config-file configs/grounding_dino/swin_t_finetune_coco.yaml\n"
+        "  evaluate:  %(prog)s --config-file shapes_tiny --eval-only\n"
+        "  own data:  %(prog)s --config-file shapes_tiny --dataset cells=train.json:images "
         "DATASETS.TRAIN \"('cells',)\" DATASETS.TEST \"('cells',)\" OUTPUT_DIR output/cells\n"
-        "  on a CPU:  train_net.py --num-gpus 0 ... (one process), --num-gpus 2 ... MODEL.DEVICE cpu (two)\n"
+        "  on a CPU:  %(prog)s --num-gpus 0 ... (one process), --num-gpus 2 ... MODEL.DEVICE cpu (two)\n"
     )
+    parser.prog = program(SCRIPT)
     parser.description = "Train, resume or evaluate. --config-file takes a path or the short name of a packaged config."
     # Detectron2's fixed port lets two runs on one machine collide; several machines have to name theirs anyway.
     # No options are `run_id`, which names a run over its restarts, `restarted`, whether this is one, and `notes`, a
@@ -262,7 +266,7 @@ def leave_with(message: str, args: argparse.Namespace, lost: bool) -> NoReturn:
         (Path(args.notes) / f"{'lost' if lost else 'error'}_{comm.get_rank()}").write_text(message, encoding="utf-8")
         sys.exit(1)
     process = f"process {comm.get_rank()}: " if comm.get_world_size() > 1 else ""
-    sys.exit(f"train_net.py: error: {process}{message}\n(--debug shows where)")
+    sys.exit(f"{program(SCRIPT)}: error: {process}{message}\n(--debug shows where)")
 
 
 def launch_and_explain(args: argparse.Namespace, processes: int) -> None:
@@ -287,7 +291,7 @@ def launch_and_explain(args: argparse.Namespace, processes: int) -> None:
             if not notes:
                 raise
             args.notes = ""
-            sys.exit(f"train_net.py: error: {notes[0].read_text(encoding='utf-8')}\n(--debug shows where)")
+            sys.exit(f"{program(SCRIPT)}: error: {notes[0].read_text(encoding='utf-8')}\n(--debug shows where)")
 
 
 def main(argv: Sequence[str] | None = None, run_id: str = "", restarted: bool = False) -> None:

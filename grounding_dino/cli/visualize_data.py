@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding_dino.cli.arguments import count
+from grounding_dino.cli.arguments import count, program
 from grounding_dino.cli.data_arguments import add_data_arguments, load_data_config
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SHEET = "contact_sheet.png"
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="visualize_data.py",
+        prog=program("visualize_data.py"),
         description="Draw the first pictures of a training as the model gets them: after augmentation, with boxes, "
         "masks and labels, and below each its prompt with the words marked that the objects are the answers to.",
     )

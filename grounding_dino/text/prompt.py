@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from grounding_dino.structures import Prompt
+from grounding_dino.text.names import normalised_name
 from grounding_dino.text.segments import TokenRange, one_segment, segment_tokens
 from grounding_dino.text.tokenizer import Encoding, WordPieceTokenizer
 
@@ -132,11 +133,6 @@ def _warn_unknown(kind: str, text: str) -> None:
         kind,
         text,
     )
-
-
-def normalised_name(name: str) -> str:
-    """A name as prompts write it; names that are equal then are one to the model."""
-    return " ".join(name.lower().split())
 
 
 def _category_prompt(entries: Sequence[Entry], tokenizer: WordPieceTokenizer) -> Prompt:

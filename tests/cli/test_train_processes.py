@@ -84,6 +84,12 @@ def output_of(process: subprocess.Popen[str]) -> str:
         raise
 
 
+ENTRY_POINT = """
+import sys
+from grounding_dino.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""  # as pip writes it into bin/, without an ending
 TWO = ("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "4")
 
 
@@ -112,7 +118,9 @@ def test_two_processes_resume_and_meet_pictures_without_objects(
     assert_finished(train_net(command("--num-gpus", "2", opts=(*opts, "SOLVER.MAX_ITER", "8"))))
     whole = weights_and_optimizer(tmp_path / "out" / "model_final.pth")[0]
     (tmp_path / "out" / "last_checkpoint").write_text("model_0000003.pth")
-    again = assert_finished(train_net(command("--num-gpus", "2", "--resume", opts=(*opts, "SOLVER.MAX_ITER", "8"))))
+    (tmp_path / "grounding-dino").write_text(ENTRY_POINT)  # whose processes have to import it, too
+    arguments = ["train", *command("--num-gpus", "2", "--resume", opts=(*opts, "SOLVER.MAX_ITER", "8"))]
+    again = assert_finished(train_net(arguments, script=tmp_path / "grounding-dino"))
     assert "this run goes on with iteration 4 of 8" in again
     resumed = weights_and_optimizer(tmp_path / "out" / "model_final.pth")[0]
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

@@ -10,11 +10,12 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 from grounding_dino.data.convert.sources import OBJECT_KEYS, PICTURE_ID_KEYS, SENTENCE_KEYS
 from grounding_dino.data.convert.texts import NameSentences, phrase_names
-from grounding_dino.text.prompt import normalised_name
+from grounding_dino.text.names import normalised_name
+from grounding_dino.whole_file import whole_file
 
 Record = dict[str, Any]
 
@@ -29,14 +30,14 @@ def label_map_path(path: str) -> str:
 def write_odvg(path: str, records: Iterable[Record], names: Sequence[str], mode: str, lost: Counter[str]) -> int:
     """Rows of detection (with a label map beside them) or of grounding; returns their number."""
     count, detection = 0, False
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         for record in records:
             detection |= "caption" not in record
             row = _grounding_row(record, lost) if "caption" in record else _detection_row(record, names)
             file.write(_compact(row) + "\n")
             count += 1
     if detection:
-        with _whole_file(label_map_path(path)) as file:
+        with whole_file(label_map_path(path)) as file:
             file.write(_compact({str(label): name for label, name in enumerate(names)}))
     return count
 
@@ -99,7 +100,7 @@ def write_refexp(path: str, records: Iterable[Record], names: Sequence[str], mod
         number = ids.own(record["image_id"])
         own = {"caption": record["caption"], "bbox": _rounded(annotation["bbox"])}
         expressions.append({"id": number, "image_id": images[name]["id"], **own})
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         file.write(_compact({"images": list(images.values()), "expressions": expressions}))
     return len(expressions)
 
@@ -244,20 +245,6 @@ def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-@contextlib.contextmanager
-def _whole_file(path: str) -> Iterator[IO[str]]:
-    """A text file that has its name only once it is whole."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    partial = f"{path}.partial"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)
-
-
 class _TwoLists(contextlib.ExitStack):
     """Json of `images` and `annotations`, written as they come: the second list waits in a file of its own."""
 
@@ -268,7 +255,7 @@ class _TwoLists(contextlib.ExitStack):
 
     def __enter__(self) -> _TwoLists:
         super().__enter__()
-        self._file = self.enter_context(_whole_file(self._path))
+        self._file = self.enter_context(whole_file(self._path))
         folder = os.path.dirname(self._path) or "."
         self._second = self.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder))
         self._file.write('{"images":[')
