@@ -14,16 +14,17 @@ from grounding_dino.cli.arguments import count, count_or_none
 from grounding_dino.cli.demo import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
+    from grounding_dino.predictor import GroundingPredictor
     from grounding_dino.web.detection import Detector
-    from grounding_dino.web.page import Example
+    from grounding_dino.web.layout import Example
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = {  # of demo/pictures, what there is to be found
-    "stars.jpg": "blue star, black star, red cross, brown ring, purple circle",
-    "rings.jpg": "orange ring, red ring, red triangle, black triangle, white diamond",
-    "crescent.jpg": "orange crescent, purple star, red star",
-    "unseen_pairs.jpg": "purple crescent, orange circle, orange diamond",
+    "crescent.jpg": "red triangle, purple cross, white ring, orange diamond, orange crescent",
+    "rings.jpg": "orange ring, red ring, brown ring, red triangle, black triangle, blue heart",
+    "stars.jpg": "blue star, black star, pink star, red cross, purple circle, brown ring",
+    "unseen_pairs.jpg": "purple star, red star, orange circle, purple crescent",
 }
 
 EPILOG = """\
@@ -125,7 +126,7 @@ def build_detector(args: argparse.Namespace) -> Detector:
     from grounding_dino.web.detection import Detector, Limits
     from grounding_dino.web.models import ModelShelf, ServedModel, served_models
 
-    def load(model: ServedModel) -> object:
+    def load(model: ServedModel) -> GroundingPredictor:
         from grounding_dino.predictor import load_predictor
 
         return load_predictor(model.config, model.weights, args.device, args.opts)
@@ -146,7 +147,7 @@ def find_examples(folder: str | None) -> list[Example]:
     Raises:
         FileNotFoundError: no such folder.
     """
-    from grounding_dino.web.page import Example
+    from grounding_dino.web.layout import Example
 
     place = Path(folder).expanduser() if folder else Path(__file__).resolve().parents[2] / "demo" / "pictures"
     if folder and not place.is_dir():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from grounding_dino.thresholds import BOX_THRESHOLD
 from grounding_dino.web.models import ModelShelf, Stopped
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CATEGORIES, CAPTION = "Categories", "Caption"
-BOX_THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25
+TEXT_THRESHOLD = 0.25
 MAX_TEXT = 5000  # characters; a prompt has 256 tokens, and a list of names is split over several
 
 

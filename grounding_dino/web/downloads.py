@@ -9,6 +9,8 @@ from typing import Any
 
 from grounding_dino.web.detection import Answer
 
+PREVIEW_PIXELS = 2000  # of the longer side
+
 
 def write_downloads(answer: Answer, folder: Path) -> tuple[Path, Path, Path]:
     """Write `<name>_detections.png`, `.json` (as the demo's --json) and `<name>_coco.json` into a folder."""
@@ -20,6 +22,16 @@ def write_downloads(answer: Answer, folder: Path) -> tuple[Path, Path, Path]:
     _write(record, [{"file_name": answer.name, **answer.record}])
     _write(coco, coco_of(answer.name, answer.record, answer.names))
     return drawing, record, coco
+
+
+def write_preview(answer: Answer, folder: Path) -> Path:
+    """The drawing as the page shows it, small enough for a telephone."""
+    from PIL import Image
+
+    drawing, path = Image.fromarray(answer.drawing), folder / "preview.webp"
+    drawing.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
+    drawing.save(path, quality=90)
+    return path
 
 
 def coco_of(name: str, record: dict[str, Any], names: Sequence[str] = ()) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _READ = re.compile(
     rf"|{_API}/(info|theme\.css|startup-events|queue/data|queue/status|upload_progress|app_id|login_check|user)/?"
     rf"|{_API}/(heartbeat/[^/]+|call/(v2/)?[^/]+/[^/]+|file=(?!\w{(2,)}:|//).+)"
 )
-_WRITE = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?[^/]+)/?")
+_WRITE = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|(run|call|call/v2)/[^/]+)/?")
 
 # The page runs its own scripts and asks nobody else for anything; Gradio's templates need eval and inline scripts.
 _HEADERS = {

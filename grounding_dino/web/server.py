@@ -47,20 +47,17 @@ def build_app(detector: Detector, examples: Sequence[Any], folder: Path, root_pa
         folder: of :func:`own_folder`, which has to be open.
         root_path: the path below which a proxy serves the page, such as "/detector".
     """
-    from grounding_dino.web.page import STYLE, Page
+    from grounding_dino.web.layout import STYLE, theme
+    from grounding_dino.web.page import Page
 
     import gradio as gr
     from fastapi import FastAPI
 
     page = Page(detector, examples, folder)
-    theme = gr.themes.Soft(
-        primary_hue="blue", secondary_hue="blue", neutral_hue="slate", radius_size="md",
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
-    )  # fmt: skip
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None), page.blocks, "/", root_path=root_path or None, allowed_paths=[], show_error=False,
         max_file_size=detector.limits.upload_bytes, ssr_mode=False, enable_monitoring=False, mcp_server=False, pwa=False,
-        run_history=False, footer_links=["api"], theme=theme, css_paths=[STYLE],
+        run_history=False, footer_links=["api"], theme=theme(), css_paths=[STYLE],
     )  # fmt: skip
     return Guard(app, folder, detector.limits.upload_bytes)
 
