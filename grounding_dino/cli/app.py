@@ -33,17 +33,17 @@ examples:
   %(prog)s --model swin_t_ogc=groundingdino_swint_ogc.pth --model coco/r50_panoptic=maskdino_r50_panoptic.pth
   %(prog)s --model output/mine/config.yaml=output/mine/model_final.pth --thresholds thresholds.json
   %(prog)s --host 0.0.0.0 --port 8080 --root-path /detector     # behind a proxy that serves it below /detector
-Whoever reaches the address can use the page: the default is this machine alone. There is no --share, which would open it to
-the world through somebody else's server; to use it from elsewhere, forward the port (ssh -L 7860:localhost:7860 machine), or
-put a proxy with a password before it.
+Whoever reaches the address can use the page: the default is this machine alone. There is no --share, which would open
+it to the world through somebody else's server; to use it from elsewhere, forward the port (ssh -L 7860:localhost:7860
+machine), or put a proxy with a password before it.
 The exit code is 0 after Ctrl-C, 2 on wrong usage."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options; models are named as in the demo."""
     parser = argparse.ArgumentParser(
-        description="A web page to try models on: upload a picture, name what to look for, see and download the result. It "
-        "needs no network and asks nobody for anything.",
+        description="A web page to try models on: upload a picture, name what to look for, see and download the "
+        "result. It needs no network and asks nobody for anything.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CONFIG[=WEIGHTS]",
-        help="a configuration (.yaml file or short name) and its checkpoint; may be given several times (default: the two "
-        "small models that come with the package)",
+        help="a configuration (.yaml file or short name) and its checkpoint; may be given several times (default: the "
+        "two small models that come with the package)",
     )
     models.add_argument(
         "--models-in-memory", type=count, default=2, metavar="N", help="models kept loaded (default: 2)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import importlib
 import logging
 import re
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Report = Callable[[float, str], None]
 CATEGORIES, CAPTION = "Categories", "Caption"
 TEXT_THRESHOLD = 0.25
 MAX_TEXT = 5000  # characters; a prompt has 256 tokens, and a list of names is split over several
@@ -101,26 +103,38 @@ class Detector:
         self.limits = limits
         self.thresholds = thresholds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread.submit(importlib.import_module, "grounding_dino.predictor")  # seconds, while the page opens
+        self._running: dict[str, threading.Event] = {}  # session -> set to stop its request
 
-    async def __call__(self, request: Request, report: Callable[[str], None] = lambda stage: None) -> Answer:
+    async def __call__(self, request: Request, report: Report = lambda share, stage: None, session: str = "") -> Answer:
         """The answer to a request. When the waiting task is cancelled, the model stops too.
 
         Args:
-            report: called, in another thread, with what is being done.
+            report: called, in another thread, with the share that is done, and what comes now.
+            session: whose request it is, for :meth:`leave`.
 
         Raises:
             Refused: the request cannot be answered, or took too long.
         """
         self.check(request)
-        stop = threading.Event()
+        stop = self._running[session] = threading.Event()
         context = contextvars.copy_context()  # Gradio finds the page to report to in it
         future = self._thread.submit(context.run, self._work, request, stop, report)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.seconds)
         except (asyncio.TimeoutError, TimeoutError):
             raise Refused(self._too_long(request)) from None
+        except Stopped:
+            raise Refused("This was stopped.") from None
         finally:
             stop.set()
+            if self._running.get(session) is stop:
+                del self._running[session]
+
+    def leave(self, session: str) -> None:
+        """Stop the request of a user who has gone, so that others need not wait for it."""
+        if session in self._running:
+            self._running[session].set()
 
     def check(self, request: Request) -> None:
         """Refuse what needs no model to be refused.
@@ -154,7 +168,7 @@ class Detector:
             return f"{request.model} is still being loaded. Try again in a minute."
         return f"This took longer than {self.limits.seconds:g} seconds and was stopped. Try a smaller picture or model."
 
-    def _work(self, request: Request, stop: threading.Event, report: Callable[[str], None]) -> Answer:
+    def _work(self, request: Request, stop: threading.Event, report: Report) -> Answer:
         """The request's work in the models' thread."""
         from grounding_dino.result_records import result_records
         from grounding_dino.visualization import draw_results
@@ -165,16 +179,16 @@ class Detector:
         assert request.path is not None
         picture = self._refusing(read_upload, request.path, request.name, self.limits.megapixels)
         if request.model not in self.shelf:
-            report(f"Loading {request.model}")
+            report(0.1, f"Loading {request.model}")
         predictor = self._refusing(self.shelf.get, request.model)
         self.shelf.check()
-        report("Looking")
+        report(0.4, "Looking")
         start = time.perf_counter()
         options = self._options(request)
         found = self._refusing(predictor, picture, image_format="RGB", **options)
         seconds = time.perf_counter() - start
         self.shelf.check()
-        report("Drawing")
+        report(0.8, "Drawing")
         height, width = picture.shape[:2]
         record = {"width": width, "height": height, **result_records(found)}
         names = options.get("categories") or (list(predictor.classes or ()))

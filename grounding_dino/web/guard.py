@@ -1,7 +1,7 @@
 """What the server lets through: the routes that the page needs, uploads within limits, and files that were uploaded.
 
-Gradio serves more than this page uses: it fetches URLs for its users, runs functions of components, records videos. All that
-is shut here, in front of it, whatever a later release adds.
+Gradio serves more than this page uses: it fetches URLs for its users, runs functions of components, records videos. All
+that is shut here, in front of it, whatever a later release adds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _WRITE = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|(run|call|call/v2)
 # The page runs its own scripts and asks nobody else for anything; Gradio's templates need eval and inline scripts.
 _HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'self'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }

@@ -17,7 +17,16 @@ import gradio as gr
 TITLE = "Find what you name"
 STYLE = Path(__file__).parent / "page.css"
 HINT = "Choose an example or upload a picture, then press Detect."
-_DOWNLOADS = {"picture": "Picture (PNG)", "json": "Detections (JSON)", "coco": "COCO (JSON)"}
+_DOWNLOADS = {"picture": "Save picture", "json": "Save JSON", "coco": "Save COCO"}
+
+
+# Gradio's pictures of examples have no names of their own that a screen reader could say.
+NAME_EXAMPLES = """() => {
+  const nameThem = () => document.querySelectorAll("#examples button").forEach(
+    (button, index) => button.setAttribute("aria-label", `Example ${index + 1}`));
+  new MutationObserver(nameThem).observe(document.body, {childList: true, subtree: true});
+  nameThem();
+}"""
 
 
 @dataclasses.dataclass(frozen=True)

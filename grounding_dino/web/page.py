@@ -11,7 +11,7 @@ from typing import Any
 from grounding_dino.thresholds import BOX_THRESHOLD
 from grounding_dino.web.detection import CAPTION, CATEGORIES, TEXT_THRESHOLD, Answer, Detector, Refused, Request
 from grounding_dino.web.downloads import write_downloads, write_preview
-from grounding_dino.web.layout import TITLE, Controls, Example, Results, head
+from grounding_dino.web.layout import NAME_EXAMPLES, TITLE, Controls, Example, Results, head
 from grounding_dino.web.results import message_html, summary_html, table_html
 
 import gradio as gr
@@ -45,6 +45,8 @@ class Page:
                 with gr.Column(scale=8, min_width=300, elem_id="results"):
                     self._results = Results()
             self._connect()
+            self.blocks.load(None, js=NAME_EXAMPLES)
+            self.blocks.unload(self.leave)
             gr.api(self.detect, api_name=API_NAME, **_ONE_AT_A_TIME)
         self.blocks.queue(max_size=MAX_WAITING, api_open=False)
 
@@ -66,7 +68,13 @@ class Page:
             **_AT_ONCE,
         )
         shown = [controls.text, controls.kind, controls.not_wanted, controls.text_threshold]
-        gr.on([controls.model.change, controls.kind.change], self.show, [controls.model, controls.kind], shown, **_AT_ONCE)
+        gr.on(
+            [controls.model.change, controls.kind.change], self.show, [controls.model, controls.kind], shown, **_AT_ONCE
+        )
+
+    def leave(self, visitor: gr.Request) -> None:
+        """A page was closed."""
+        self._detector.leave(_session(visitor))
 
     def _answer_behind(self, event: Any) -> Any:
         """Answer after an event."""
@@ -87,16 +95,32 @@ class Page:
             hidden = gr.Textbox(value="", visible=False)
             return [hidden, gr.Radio(visible=False), hidden, gr.Slider(visible=False)]
         is_caption = kind == CAPTION
-        return [gr.Textbox(visible=True), gr.Radio(visible=True), gr.Textbox(visible=not is_caption), gr.Slider(visible=is_caption)]
+        return [
+            gr.Textbox(visible=True),
+            gr.Radio(visible=True),
+            gr.Textbox(visible=not is_caption),
+            gr.Slider(visible=is_caption),
+        ]
 
-    async def answer(self, picture: Any, *asked: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+    async def answer(
+        self,
+        picture: Any,
+        text: str,
+        kind: str,
+        not_wanted: str,
+        model: str,
+        box_threshold: float,
+        text_threshold: float,
+        by_category: bool,
+        visitor: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> list[Any]:
         """What the page shows for a request, the values of `Controls.asked`: a drawing and its table, or a message."""
-        text, kind, not_wanted, model, box_threshold, text_threshold, by_category = asked
         path, name = uploaded_file(picture)
         not_wanted = not_wanted if kind == CATEGORIES else ""  # hidden beside a caption
         request = Request(path, name, text, kind, not_wanted, box_threshold, text_threshold, model, by_category)
         try:
-            found = await self._detector(request, lambda stage: progress(None, desc=stage))
+            found = await self._detector(request, progress, _session(visitor))
         except Refused as refusal:
             empty = [gr.DownloadButton(value=None, interactive=False) for _ in self._results.downloads]
             return [None, message_html(str(refusal)), "", *empty]
@@ -145,9 +169,13 @@ class Page:
 
 def uploaded_file(payload: Any) -> tuple[str | None, str]:
     """The path of an uploaded file, None if there is none, and its sender's name for it."""
-    file = payload if isinstance(payload, dict) else payload.model_dump() if payload else {}
+    file = payload if isinstance(payload, dict) else getattr(payload, "__dict__", {})
     path = file.get("path")
     return (str(path), Path(str(file.get("orig_name") or path)).name) if path else (None, "")
+
+
+def _session(visitor: gr.Request) -> str:
+    return str(getattr(visitor, "session_hash", ""))
 
 
 def _buttons(is_running: bool) -> list[Any]:

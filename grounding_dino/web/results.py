@@ -85,7 +85,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], total
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
-    unit = " (pixels)" if "Left" in head else ""
+    unit = ", in pixels" if "Left" in head else ""
     more = f'<p class="more">The first {len(rows)} of {total}; the files have all.</p>' if total > len(rows) else ""
     return (
         f'<div class="table" role="region" aria-label="{title}" tabindex="0"><table>'

@@ -55,10 +55,22 @@ def build_app(detector: Detector, examples: Sequence[Any], folder: Path, root_pa
 
     page = Page(detector, examples, folder)
     app = gr.mount_gradio_app(
-        FastAPI(openapi_url=None), page.blocks, "/", root_path=root_path or None, allowed_paths=[], show_error=False,
-        max_file_size=detector.limits.upload_bytes, ssr_mode=False, enable_monitoring=False, mcp_server=False, pwa=False,
-        run_history=False, footer_links=["api"], theme=theme(), css_paths=[STYLE],
-    )  # fmt: skip
+        FastAPI(openapi_url=None),
+        page.blocks,
+        "/",
+        root_path=root_path or None,
+        allowed_paths=[],
+        show_error=False,  # errors that are not for users stay in the log
+        max_file_size=detector.limits.upload_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
+        footer_links=["api"],
+        theme=theme(),
+        css_paths=[STYLE],
+    )
     return Guard(app, folder, detector.limits.upload_bytes)
 
 
@@ -73,7 +85,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise OSError(
-            f"the page cannot listen at {host}, port {port} ({error.strerror or error}); name others with --host and --port"
+            f"the page cannot listen at {host}, port {port} ({error.strerror or error}); name others with --host and "
+            "--port"
         ) from error
 
 

@@ -28,8 +28,8 @@ def read_upload(path: str | Path, name: str, max_megapixels: float) -> RgbArray:
             width, height = picture.size
             if width * height > max_megapixels * 1e6:
                 raise ValueError(
-                    f"The picture {name} has {width} x {height} pixels, {width * height / 1e6:.0f} megapixels; this page "
-                    f"takes up to {max_megapixels:g}. Make it smaller."
+                    f"The picture {name} has {width} x {height} pixels, {width * height / 1e6:.0f} megapixels; this "
+                    f"page takes up to {max_megapixels:g}. Make it smaller."
                 )
             return from_pil(picture)
     except (UnidentifiedImageError, FileNotFoundError):
