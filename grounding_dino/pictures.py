@@ -183,6 +183,13 @@ def to_rgb(picture: Any, image_format: str = "BGR") -> RgbArray:
     return array
 
 
+def is_single(images: Any) -> bool:
+    """Whether a predictor is given one picture, not a list of them or a stack."""
+    if isinstance(images, np.ndarray) or is_tensor(images):
+        return bool(images.ndim != 4)
+    return not isinstance(images, (list, tuple))
+
+
 def is_tensor(value: Any) -> bool:
     """Whether `value` is a torch tensor, which it cannot be where nobody imported torch."""
     torch = sys.modules.get("torch")

@@ -16,21 +16,17 @@ from typing import Any
 
 from grounding_dino.detection_choice import DetectionChoice
 from grounding_dino.model_zoo import SHIPPED_MODEL, build_model, find_weights, load_cfg, resolve_device
-from grounding_dino.pictures import PicturePreparation, to_rgb
+from grounding_dino.pictures import PicturePreparation, is_single, to_rgb
 from grounding_dino.precision import precision_of, running_in
 from grounding_dino.prompt_arguments import Asked, class_prompts, prompts_of
 from grounding_dino.structures import InstanceList
-from grounding_dino.text.phrases import best_words, decode_phrases
-from grounding_dino.thresholds import BOX_THRESHOLD, CategoryThresholds, Threshold, check_box_threshold, check_share
+from grounding_dino.text.phrases import name_phrases
+from grounding_dino.thresholds import BOX_THRESHOLD, TEXT_THRESHOLD, Threshold, check_thresholds
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import nn
-
-TEXT_THRESHOLD = 0.25
-
 
 Labels = InstanceList[str]
 
@@ -131,7 +127,7 @@ class GroundingPredictor:
             TypeError, ValueError, FileNotFoundError: with a sentence that names the offending picture, text or value;
                 ValueError also where the model answers with NaN.
         """
-        single = _is_single(images)
+        single = is_single(images)
         pictures = [to_rgb(image, image_format) for image in ([images] if single else images)]
         prepared = [self.prepare(picture) for picture in pictures]
         results = self.detect(prepared, categories, caption, box_threshold, text_threshold, best_label_only, not_wanted)
@@ -149,13 +145,7 @@ class GroundingPredictor:
         not_wanted: Sequence[str] | Sequence[Sequence[str]] | None = None,
     ) -> list[Any]:
         """As a call, in pictures that `prepare` made inputs of, here or in another process; always a list."""
-        check_box_threshold(box_threshold)
-        check_share("text_threshold", text_threshold)
-        if caption is not None and isinstance(box_threshold, CategoryThresholds):
-            raise ValueError(
-                "thresholds by category go with categories: a caption's detections have none, and their scores are of "
-                "single words; give box_threshold as a number"
-            )
+        check_thresholds(box_threshold, text_threshold, caption)
         prompts = self._prompts(categories, caption, not_wanted, len(prepared))
         if not prepared:
             return []
@@ -224,11 +214,10 @@ class GroundingPredictor:
     def _name_phrases(self, found: Instances, caption: str, text_threshold: float) -> Instances:
         encoder: Any = self.model.text_encoder
         prompt = encoder.prompts.of_caption(caption)
-        phrases = decode_phrases(found.token_logits, prompt, encoder.tokenizer, text_threshold)
-        words = best_words(found.token_logits, prompt, encoder.tokenizer)
+        phrases = name_phrases(found.token_logits, prompt, encoder.tokenizer, text_threshold)
         found.remove("token_logits")
         found.remove("query_indices")
-        found.phrases = Labels(phrase.strip() or word for phrase, word in zip(phrases, words))
+        found.phrases = Labels(phrases)
         return found
 
 
@@ -289,12 +278,6 @@ def _segments_on_cpu(answer: dict[str, Any], not_wanted: Sequence[int]) -> dict[
     if "sem_seg" in answer:
         found["sem_seg"] = answer["sem_seg"].cpu()
     return found
-
-
-def _is_single(images: Any) -> bool:
-    if isinstance(images, (np.ndarray, torch.Tensor)):
-        return images.ndim != 4
-    return not isinstance(images, (list, tuple))
 
 
 def _named(found: Instances, names: Sequence[str], not_wanted: Sequence[int], choice: DetectionChoice) -> Instances:

@@ -18,7 +18,8 @@ from typing import Any
 from grounding_dino.text.names import normalised_name
 from grounding_dino.whole_file import whole_file
 
-BOX_THRESHOLD = 0.35  # the authors' demo has it
+BOX_THRESHOLD = 0.35  # the authors' demo has it, and the next
+TEXT_THRESHOLD = 0.25  # of words of a caption
 FORMAT = "grounding_dino.thresholds"
 VERSION = 1
 
@@ -121,6 +122,21 @@ def check_box_threshold(value: Any) -> None:
     """See that `value` is one threshold, or thresholds by category; raises as :func:`check_share`."""
     if not isinstance(value, CategoryThresholds):
         check_share("box_threshold", value)
+
+
+def check_thresholds(box_threshold: Any, text_threshold: Any, caption: Any) -> None:
+    """See that a predictor can be called with these.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_share`; thresholds by category beside a caption.
+    """
+    check_box_threshold(box_threshold)
+    check_share("text_threshold", text_threshold)
+    if caption is not None and isinstance(box_threshold, CategoryThresholds):
+        raise ValueError(
+            "thresholds by category go with categories: a caption's detections have none, and their scores are of "
+            "single words; give box_threshold as a number"
+        )
 
 
 def thresholds_of(value: Threshold, names: Iterable[str]) -> list[float]:

@@ -128,6 +128,6 @@ def draw_to(target: Path, picture: RgbArray, found: Any) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     drawn = Image.fromarray(draw_results(picture, found))
     try:
-        drawn.save(target, quality=95)
+        drawn.save(target, quality=95, subsampling=0)  # JPEG's coarser colours would blur thin lines
     except (KeyError, ValueError):
         drawn.save(target.with_suffix(".png"))

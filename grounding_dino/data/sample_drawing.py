@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from grounding_dino.drawing.palette import as_bytes
+from grounding_dino.drawing.text import find_font
 from grounding_dino.structures import Prompt
 from grounding_dino.text.prompt_builder import PromptBuilder
 from grounding_dino.text.tokenizer import WordPieceTokenizer
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 Color = tuple[int, int, int]
@@ -86,7 +87,7 @@ def prompt_panel(
     colors: dict[int, list[Color]] = defaultdict(list)
     for index, spans in ((index, prompt.token_spans[index]) for index in classes) if prompt else ():
         for column in (column for start, end in spans for column in range(start, end)):
-            colors[column].append(_as_bytes(color_of(index)))
+            colors[column].append(as_bytes(color_of(index)))
     words = [
         (column, tokenizer.decode([token]))
         for column, token in enumerate(prompt.input_ids if prompt else ())
@@ -94,10 +95,10 @@ def prompt_panel(
     ]
     places, num_lines = _lay_out([text for _, text in words], width) if prompt else ([], 0)
     panel = Image.new("RGB", (width, (num_lines + bool(header)) * _LINE + 2 * _MARGIN), (255, 255, 255))
-    draw, font = ImageDraw.Draw(panel), _font()
+    draw = ImageDraw.Draw(panel)
     top = _MARGIN
     if header:
-        draw.text((_MARGIN, top), header, font=font, fill=_QUIET)
+        draw.text((_MARGIN, top), header, font=_font(header), fill=_QUIET)
         top += _LINE
     for (column, text), (x, line) in zip(words, places, strict=True):
         _write(draw, text.removeprefix("##"), (x, top + line * _LINE), colors[column])
@@ -138,17 +139,8 @@ def _rgb(image: torch.Tensor, image_format: str) -> Picture:
     return np.ascontiguousarray(pixels[..., ::-1] if image_format == "BGR" else pixels)
 
 
-def _as_bytes(color: NDArray[np.float32]) -> Color:
-    red, green, blue = (round(255 * float(value)) for value in color)
-    return red, green, blue
-
-
-@functools.cache
-def _font() -> Any:
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", _FONT_SIZE)  # more letters than Pillow's own has
-    except OSError:
-        return ImageFont.load_default(_FONT_SIZE)
+def _font(text: str = "") -> Any:
+    return find_font(text, _FONT_SIZE)
 
 
 def _lay_out(texts: Sequence[str], width: int) -> tuple[list[tuple[float, int]], int]:
@@ -156,7 +148,7 @@ def _lay_out(texts: Sequence[str], width: int) -> tuple[list[tuple[float, int]],
     places: list[tuple[float, int]] = []
     x, line = float(_MARGIN), 0
     for text in texts:
-        length = _font().getlength(text.removeprefix("##"))
+        length = _font(text).getlength(text.removeprefix("##"))
         start = x + (0 if text.startswith("##") or x == _MARGIN else _font().getlength(" "))
         if start + length > width - _MARGIN and x > _MARGIN:
             start, line = float(_MARGIN), line + 1
@@ -168,10 +160,10 @@ def _lay_out(texts: Sequence[str], width: int) -> tuple[list[tuple[float, int]],
 def _write(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colors: Sequence[Color]) -> None:
     """A token on bands of its colours; in grey where it has none."""
     x, y = corner
-    right = x + _font().getlength(text)
+    right = x + _font(text).getlength(text)
     for band, color in enumerate(colors):
         top, bottom = (y + (_LINE - 3) * edge / len(colors) for edge in (band, band + 1))
         draw.rectangle((x - 1, top, right + 1, bottom), fill=color)
     bright = [0.299 * red + 0.587 * green + 0.114 * blue > 128 for red, green, blue in colors]
     fill = _QUIET if not colors else _TEXT if all(bright) else (255, 255, 255)
-    draw.text((x, y), text, font=_font(), fill=fill)
+    draw.text((x, y), text, font=_font(text), fill=fill)

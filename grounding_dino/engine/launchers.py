@@ -120,5 +120,5 @@ def run_worker(function: Callable[..., Any], worker: Worker, device: str, args: 
     comm.synchronize()
     result = function(*args)
     # Not after an exception: with other processes gone or stuck, this could wait for them forever.
-    torch.distributed.destroy_process_group()
+    getattr(comm, "_leave_job", torch.distributed.destroy_process_group)()  # upstream's comm has none
     return result

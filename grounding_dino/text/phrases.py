@@ -79,6 +79,15 @@ def best_words(pred_logits: Tensor | NDArray[Any], prompt: Prompt, tokenizer: Wo
     return words
 
 
+def name_phrases(
+    pred_logits: Tensor | NDArray[Any], prompt: Prompt, tokenizer: WordPieceTokenizer, text_threshold: float
+) -> list[str]:
+    """As :func:`decode_phrases`, and the best word where no token passes: no phrase is empty."""
+    phrases = decode_phrases(pred_logits, prompt, tokenizer, text_threshold)
+    words = best_words(pred_logits, prompt, tokenizer)
+    return [phrase.strip() or word for phrase, word in zip(phrases, words)]
+
+
 def decode_token_mask(
     mask: Tensor | NDArray[np.bool_],
     input_ids: Sequence[int],

@@ -101,4 +101,4 @@ def _distributed_worker(
     comm.synchronize()  # a process that starts to work before the others exist may time out
     main_func(*args)
     # Not after an exception: with the other processes gone or stuck, this could wait for them forever.
-    dist.destroy_process_group()
+    comm._leave_job()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from grounding_dino.drawing.canvas import paint_plate
+from grounding_dino.drawing.labels import LabelLayout
+from grounding_dino.drawing.text import MIN_TEXT_SIZE, fit_text, label_size
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +63,7 @@ class Painter:
         self.output = VisImage(self.img, scale=scale)
         height, width = self.img.shape[:2]
         self._default_font_size = max(np.sqrt(height * width) / 90, 10 / scale) * font_size_scale
-        self._layout = _drawing.LabelLayout(*self.output.canvas.shape[1::-1])
+        self._layout = LabelLayout(*self.output.canvas.shape[1::-1])
 
     def draw_text(
         self,
@@ -79,13 +83,13 @@ class Painter:
             raise ValueError(f"unknown horizontal_alignment {horizontal_alignment!r}; choose from {sorted(shares)}")
         if not text.strip():
             return self.output
-        fitted, font, padding = self._fit(text, font_size)
-        width, height = _drawing.measure(fitted, font, padding)
+        fitted, font = self._fit(text, font_size)
+        width, height = label_size(fitted, font)
         canvas_height, canvas_width = self.output.canvas.shape[:2]
         x = position[0] * self.output.scale - shares[horizontal_alignment] * width
         corner = _clamp(x, canvas_width - width), _clamp(position[1] * self.output.scale, canvas_height - height)
-        colors = (_drawing.lighten(_drawing.parse_color(color)), _DARK)
-        _drawing.paint_label(self.output.canvas, fitted, corner, font, padding, colors, alpha=0.8)
+        ink = _drawing.lighten(_drawing.parse_color(color))
+        paint_plate(self.output.canvas, fitted, corner, font, _DARK, ink)
         return self.output
 
     def draw_box(
@@ -190,23 +194,21 @@ class Painter:
             return mask
         return np.asarray(cv2.resize(mask, (width, height), interpolation=interpolation))
 
-    def _fit(self, text: str, font_size: float | None) -> tuple[str, Any, int]:
-        """The text cut to the canvas's width, its font, and the padding of its box."""
+    def _fit(self, text: str, font_size: float | None) -> tuple[str, Any]:
+        """The text cut to the canvas's width, and its font."""
         points = self._default_font_size if font_size is None else font_size
-        size = max(_drawing.MIN_FONT_PIXELS, round(points * PIXELS_PER_POINT * self.output.scale))
-        padding = max(2, size // 4)
-        fitted, font = _drawing.fit_text(text, size, self.output.canvas.shape[1], padding)
-        return fitted, font, padding
+        size = max(MIN_TEXT_SIZE, round(points * PIXELS_PER_POINT * self.output.scale))
+        return fit_text(text, size, self.output.canvas.shape[1])
 
     def _label(self, text: str, box: Any, color: _drawing.Color) -> None:
         """Put a label in the object's colour where it covers no other label."""
         if not text.strip():
             return
-        fitted, font, padding = self._fit(text, None)
-        corner = self._layout.place(
-            _drawing.measure(fitted, font, padding), [float(v) * self.output.scale for v in box]
-        )
-        _drawing.paint_label(self.output.canvas, fitted, corner, font, padding, (_drawing.contrasting(color), color))
+        fitted, font = self._fit(text, None)
+        scaled = [float(value) * self.output.scale for value in box]
+        place = self._layout.place(label_size(fitted, font), scaled, forced=True)
+        if place is not None:
+            paint_plate(self.output.canvas, fitted, place.corner, font, color)
 
 
 def _clamp(value: float, highest: int) -> int:

@@ -6,6 +6,7 @@ Objects travel over a gloo group, so they need not be tensors, whatever backend 
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -70,6 +71,19 @@ def get_local_size() -> int:
 def is_main_process() -> bool:
     """Whether this is the process of rank 0."""
     return get_rank() == 0
+
+
+def _leave_job() -> None:
+    """End the communication: the last thing that a process does with it.
+
+    A group that is still referred to keeps its threads. One of them may give back a tensor while the interpreter ends,
+    for which it needs the lock that the interpreter no longer hands out, and the process dies of SIGABRT.
+    """
+    global _LOCAL_PROCESS_GROUP
+    _LOCAL_PROCESS_GROUP = None
+    _global_gloo_group.cache_clear()
+    dist.destroy_process_group()
+    time.sleep(0.1)  # DistributedDataParallel never lets go of its group: time for its threads to give back theirs
 
 
 def synchronize() -> None:
