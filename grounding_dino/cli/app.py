@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grounding_dino.cli.arguments import count, count_or_none
+from grounding_dino.cli.arguments import count, count_or_none, program
 from grounding_dino.cli.demo import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ The exit code is 0 after Ctrl-C, 2 on wrong usage."""
 def build_parser() -> argparse.ArgumentParser:
     """The options; models are named as in the demo."""
     parser = argparse.ArgumentParser(
+        prog=program("app.py"),
         description="A web page to try models on: upload a picture, name what to look for, see and download the "
         "result. It needs no network and asks nobody for anything.",
         epilog=EPILOG,
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     missing = [name for name in ("gradio", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f'{parser.prog}: error: the page needs gradio: pip install "gradio>=6,<7"', file=sys.stderr)
+        print(f'{parser.prog}: error: the page needs gradio: pip install "gradio>=6.31,<7"', file=sys.stderr)
         return 2
     from grounding_dino.web.server import build_app, listen, own_folder, serve
 
