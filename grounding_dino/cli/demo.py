@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program
 from grounding_dino.cli.choice_arguments import add_choice_options
+from grounding_dino.cli.video_arguments import add_video_options, video_problem
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
@@ -29,7 +30,7 @@ examples:
       --caption "two dogs left of the man"
   %(prog)s --config-file mask_dino/coco/r50_panoptic --weights maskdino_r50_panoptic.pth --input a.jpg --output out
   %(prog)s --input photos --output out --categories cup --not-wanted bowl vase --thresholds thresholds.json
-  %(prog)s --video-input in.mp4 --output out.mp4 --categories person
+  %(prog)s --video-input in.mp4 --output out.mp4 --categories person --track --json tracks.json
 DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
 segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
 Without --config-file and --weights the small model that comes with the package is used.
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     text.add_argument("--text", help='names in one string: --text "cat . traffic light ."')
     text.add_argument("--caption", help="free text; detections are named by its words")
     add_choice_options(parser)
+    add_video_options(parser)
     _add_run_options(parser)
     return parser
 
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompt = prompt_of(args)
         jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
         prepare_json(args.json)
-        problem = text_problem(args, prompt)  # before weights are fetched
+        problem = text_problem(args, prompt) or video_problem(args)  # before weights are fetched
         if problem:
             parser.error(problem)
         from grounding_dino.predictor import load_predictor
