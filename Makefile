@@ -15,7 +15,7 @@ VERSION_CHECK := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) 
 	"Python %d.%d is not supported, 3.10 to 3.13 are: name another one, as in make demo PYTHON=python3.12" % v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint doctor clean
+.PHONY: help setup demo test test-slow lint doctor docs docs-check clean
 
 help:
 	@echo "make demo        detect in demo/pictures; table on the screen, pictures in output/demo"
@@ -24,6 +24,8 @@ help:
 	@echo "make test-slow   the tests that take long"
 	@echo "                 make test DETECTRON2=/path/to/checkout: on upstream Detectron2"
 	@echo "make doctor      what is installed, and the first thing to fix"
+	@echo "make docs        the documents as a site, in output/site; needs no network"
+	@echo "make docs-check  run the commands of the documents on small stand-ins; ARGS='README.md' for some"
 	@echo "make clean       remove .venv and everything built"
 	@echo "PYTHON=python3.12 chooses the interpreter for .venv"
 
@@ -46,6 +48,13 @@ demo: $(READY)
 
 doctor: $(READY)
 	$(BIN)/python tools/doctor.py
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "output/site/index.html"
+
+docs-check: $(READY)
+	PYTHONPATH="tests$${PYTHONPATH:+:$$PYTHONPATH}" $(BIN)/python -m documents.check $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,5 +11,7 @@ configs = {".".join(("grounding_dino", *f.relative_to(ROOT).parts)): str(f.relat
 setup(
     packages=find_namespace_packages(include=["grounding_dino", "grounding_dino.*"]) + list(configs),
     package_dir=configs,
-    package_data={"": ["*.yaml", "*.txt", "*.json", "*.cpp", "*.cu", "*.cuh", "*.h", "*.safetensors", "py.typed"]},
+    package_data={
+        "": ["*.yaml", "*.css", "*.txt", "*.json", "*.cpp", "*.cu", "*.cuh", "*.h", "*.safetensors", "py.typed"],
+    },
 )

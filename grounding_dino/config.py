@@ -150,6 +150,9 @@ def _add_transformer_decoder(cfg: CN) -> None:
     cfg.MODEL.CLASS_HEAD.NUM_CLASSES = 0  # columns of "Linear"; 0: as many as the first set of TRAIN, or TEST, has
     # The column of each class of the data set, where they are not in its order: DINO's columns are COCO's category ids.
     cfg.MODEL.CLASS_HEAD.CATEGORY_IDS = []
+    # Names of the classes of "Linear", and the indices of those that are things; [] leaves both to the data sets.
+    cfg.MODEL.CLASS_HEAD.CLASS_NAMES = []
+    cfg.MODEL.CLASS_HEAD.THINGS = []
     # Of the dot product query . token: "none" (Grounding DINO), "sqrt_dim" (1/sqrt(C), MM-Grounding-DINO),
     # "learned" (exp of one parameter a layer, from 0).
     cfg.MODEL.CLASS_HEAD.SCALE = "none"

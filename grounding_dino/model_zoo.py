@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grounding_dino.checkpoint.hub import HUB_CONFIGS, HUB_PREFIX, HubName, config_of, fetch, hub_name, weights_of
 from grounding_dino.config import add_grounding_dino_config
 
 import yaml
@@ -64,18 +66,23 @@ def get_config_file(name: str | Path) -> str:
 
     Args:
         name: a path to a .yaml file; a short name ("swin_t_ogc"), with a folder before it where several files share one
-            ("ade20k/r50_semantic"); a path inside `configs/` ("grounding_dino/swin_t_ogc.yaml"); or the path of one of
-            the authors' .py configurations, recognised by its file name and never executed.
+            ("ade20k/r50_semantic"); a path inside `configs/` ("grounding_dino/swin_t_ogc.yaml"); the path of one of the
+            authors' .py configurations, recognised by its file name and never executed; a folder with a model and its
+            configuration; or, where none of these is there, a model on a hub ("IDEA-Research/grounding-dino-tiny",
+            with "@revision" behind it if need be), of which see :mod:`grounding_dino.checkpoint.hub`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message lists what comes close.
-        ValueError: a short name that several files share.
+        ValueError: a short name that several files share, or a model that the hub does not give.
     """
     path = Path(name).expanduser()
     if path.suffix == ".py":
         return get_config_file(_of_authors(path))
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return str(path)
+    model = model_folder(name)
+    if model is not None:
+        return _config_of_model(model)
     wanted = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
     for folder in config_folders():
         found = [file for file in sorted(folder.rglob("*.yaml")) if _matches(file.relative_to(folder), wanted)]
@@ -84,9 +91,52 @@ def get_config_file(name: str | Path) -> str:
             raise ValueError(f"the configuration name {str(name)!r} fits {choices}; give one of these")
         if found:
             return str(found[0])
+    raise FileNotFoundError(_unknown_config(name, wanted))
+
+
+def model_folder(name: str | Path) -> Path | HubName | None:
+    """The folder, or the name on a hub, that holds a model and its configuration; None where `name` is of another kind.
+
+    Short names come before a hub, and, written without a separator, before folders.
+    """
+    text = str(name)
+    path = Path(text).expanduser()
+    if path.is_dir() and config_of(path) is not None and (os.sep in text or not _is_packaged(path)):
+        return path
+    model = hub_name(text)
+    if model is None or (not text.startswith(HUB_PREFIX) and _is_packaged(path, or_folder=True)):
+        return None
+    return model
+
+
+def _is_packaged(wanted: Path, or_folder: bool = False) -> bool:
+    """Whether `configs/` has a file of that name, or else its folder."""
+    files = [file.relative_to(folder) for folder in config_folders() for file in folder.rglob("*.yaml")]
+    if or_folder and any(wanted.parts[:-1] == file.parts[-1 - len(wanted.parts[:-1]) : -1] for file in files):
+        return True
+    return any(_matches(file, wanted) for file in files)
+
+
+def _config_of_model(model: Path | HubName) -> str:
+    """The configuration file of a folder or of a model on a hub."""
+    if isinstance(model, HubName) and model.repository in HUB_CONFIGS:
+        return get_config_file(HUB_CONFIGS[model.repository])
+    folder = fetch(model) if isinstance(model, HubName) else model
+    config = config_of(folder, model if isinstance(model, HubName) else None)
+    if config is None:
+        raise FileNotFoundError(
+            f"{model} says no configuration: it has neither a config.yaml of this project nor the config.json of a "
+            "Grounding DINO of transformers; name the one that its weights were made with, and the weights: "
+            f"--config-file swin_t_ogc --weights {model}, or load_predictor('swin_t_ogc', '{model}')"
+        )
+    return get_config_file(config)
+
+
+def _unknown_config(name: str | Path, wanted: Path) -> str:
+    """That there is no such configuration, and which come close."""
     names = list_configs()
     close = difflib.get_close_matches(wanted.name, names) or names
-    raise FileNotFoundError(
+    return (
         f"there is no configuration {str(name)!r}: it is neither a .yaml file nor a name of "
         f"{[str(folder) for folder in config_folders()]}; known names: {', '.join(close) or 'none'}"
     )
@@ -120,8 +170,21 @@ def load_cfg(config: CfgNode | str | Path = SHIPPED_MODEL, opts: Sequence[object
     else:
         cfg = get_cfg()
         cfg.merge_from_file(get_config_file(config))
+        cfg.MODEL.WEIGHTS = model_weights(config) or cfg.MODEL.WEIGHTS
     merge_options(cfg, opts)
     return cfg
+
+
+def model_weights(name: str | Path) -> str:
+    """The weights that lie with a configuration, of a folder or of a model on a hub; "" for all other names.
+
+    Raises:
+        CheckpointError: the folder has none, or several.
+    """
+    model = model_folder(name)
+    if model is None:
+        return ""
+    return f"{HUB_PREFIX}{model}" if isinstance(model, HubName) else weights_of(model)
 
 
 def merge_options(cfg: CfgNode, options: Sequence[object]) -> None:
@@ -183,7 +246,7 @@ def find_weights(cfg: CfgNode, config_name: str = "", opts: Sequence[object] = (
     Raises:
         FileNotFoundError: none of these is known.
     """
-    is_named = "MODEL.WEIGHTS" in list(opts)[::2]
+    is_named = "MODEL.WEIGHTS" in list(opts)[::2] or bool(config_name and model_weights(config_name))
     shipped = ASSETS / f"{Path(config_name).stem}.safetensors"
     trained = str(shipped) if config_name and shipped.is_file() else str(cfg.MODEL.RELEASE.URL)
     if cfg.MODEL.WEIGHTS and (is_named or not (trained and _is_start_of_recipe(cfg, config_name))):

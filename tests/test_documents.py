@@ -4,83 +4,22 @@ import ast
 import importlib
 import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 
 import grounding_dino  # noqa: F401  # makes detectron2 importable
-from grounding_dino.cli import (
-    analyze_model,
-    benchmark,
-    check_data,
-    convert_weights,
-    demo,
-    merge_lora,
-    slurm_train,
-    train,
-    visualize_data,
-)
-from grounding_dino.data.prepare import ade20k, cityscapes, coco, lvis, objects365, odinw, openimages, v3det
-from grounding_dino.data.shapes import prepare
+from grounding_dino.cli import train
 from grounding_dino.engine.optimizer import freeze_parameters
 from grounding_dino.model_zoo import config_keys, get_cfg, get_config_file, list_configs, load_cfg
 from grounding_dino.modeling.meta_arch.generalized_dino import GeneralizedDINO
 from grounding_dino.modeling.meta_arch.glip import GLIP
 
 import pytest
+from documents.commands import COMMANDS, ENTRY_POINT, FENCE, IN_BACKTICKS, ROOT, TEXTS, blocks, commands_of, parse
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), ROOT / "datasets" / "README.md"])
-TEXTS = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in DOCUMENTS}
-PARSERS = {
-    "train_net.py": train.build_parser,
-    "demo/demo.py": demo.build_parser,
-    "tools/convert_weights.py": convert_weights.build_parser,
-    "tools/benchmark.py": benchmark._parser,
-    "tools/analyze_model.py": analyze_model.build_parser,
-    "tools/slurm_train.py": slurm_train.build_parser,
-    "tools/merge_lora.py": merge_lora.build_parser,
-    "tools/check_data.py": check_data.build_parser,
-    "tools/visualize_data.py": visualize_data.build_parser,
-    "datasets/prepare_shapes.py": prepare.get_parser,
-    **{
-        f"datasets/prepare_{module.__name__.rpartition('.')[2]}.py": module.build_parser
-        for module in (ade20k, cityscapes, coco, lvis, objects365, odinw, openimages, v3det)
-    },
-}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"^ {4}\S.*\n(?: {4}.*\n)*", re.MULTILINE)
-PATH = re.compile(r"`((?:configs|demo|docker|tools|tests|grounding_dino)/[\w./-]+)`")
+SCRIPTS = [command for command in COMMANDS if command.script]
+PATH = re.compile(r"`((?:configs|demo|docs|docker|tools|tests|grounding_dino)/[\w./-]+)`")
 KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+\b")
-IN_BACKTICKS = re.compile(r"`[^`\n]+`")
-
-
-def blocks(text, *languages):
-    return [body for language, body in FENCE.findall(text) if language in languages]
-
-
-def command_lines(text):
-    """Every command of the shell blocks, of indented ones and in backticks, continued lines joined, as words."""
-    prose = FENCE.sub("", text)
-    inline = [command.strip("`") for command in IN_BACKTICKS.findall(prose) if command.startswith("`python ")]
-    windows = [body.replace("\\", "/") for body in blocks(text, "powershell")]
-    shell = [*blocks(text, "bash", "sh"), *windows, *INDENTED.findall(prose), *inline]
-    lines = [line for body in shell for line in body.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def script_commands():
-    """(document, script, arguments) of every `python SCRIPT ...` in the documents."""
-    found = []
-    for name, text in TEXTS.items():
-        for words in command_lines(text):
-            for place, word in enumerate(words[:-1]):
-                if re.fullmatch(r"(.*/)?python3?", word) and words[place + 1].endswith(".py"):
-                    found.append((name, words[place + 1], words[place + 2 :]))
-    return found
-
-
-COMMANDS = script_commands()
 CONFIG_KEYS = set(config_keys(get_cfg()))
 SECTIONS = {key.rsplit(".", count)[0] for key in CONFIG_KEYS for count in range(1, key.count(".") + 1)}
 
@@ -93,7 +32,10 @@ def slug(heading):
 def test_documents_are_found():
     names = {"README.md", "INSTALL.md", "GETTING_STARTED.md", "CONTRIBUTING.md", "MODEL_ZOO.md", "datasets/README.md"}
     assert names <= TEXTS.keys()
-    assert {script for _, script, _ in COMMANDS} >= PARSERS.keys()
+    assert {"docs/extending.md", "docs/migration.md", "docs/troubleshooting.md"} <= TEXTS.keys()
+    shown = {command.script for command in SCRIPTS}
+    tools = {str(file.relative_to(ROOT)) for file in [*ROOT.glob("tools/*.py"), ROOT / "train_net.py"]}
+    assert tools <= shown, "scripts that no document shows"
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -134,34 +76,43 @@ def test_tables_have_equal_rows(name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_configuration_keys_exist(name):
-    words = " ".join([*IN_BACKTICKS.findall(FENCE.sub("", TEXTS[name])), *map(" ".join, command_lines(TEXTS[name]))])
+    words = " ".join(
+        [*IN_BACKTICKS.findall(FENCE.sub("", TEXTS[name])), *(command.text for command in commands_of(name))]
+    )
     keys = set(KEY.findall(words))
     unknown = {key for key in keys - CONFIG_KEYS - SECTIONS if key.split(".")[0] in get_cfg()}
     assert not unknown, f"{name} names configuration keys that do not exist"
 
 
-@pytest.mark.parametrize(("document", "script", "arguments"), COMMANDS, ids=range(len(COMMANDS)))
-def test_commands_parse(document, script, arguments):
-    assert (ROOT / script).is_file(), f"{document} names {script}"
-    if script not in PARSERS:
-        return
-    if script == "tools/slurm_train.py":
+def test_every_command_is_run_or_parsed_or_has_a_reason():
+    for command in COMMANDS:
+        command.why_not_run()
+
+
+@pytest.mark.parametrize("command", SCRIPTS, ids=[f"{command.document}-{i}" for i, command in enumerate(SCRIPTS)])
+def test_commands_parse(command):
+    script, arguments = command.script, command.arguments
+    if script == "tools/slurm_train.py" and "--" in arguments:
         own = arguments.index("--")
-        PARSERS[script]().parse_args(arguments[:own])
+        parse(script, arguments[:own])
         script, arguments = "train_net.py", arguments[own + 1 :]
-    options = PARSERS[script]().parse_args(arguments)
+    if command.is_mention:
+        return
+    options = parse(script, arguments)
     if not hasattr(options, "opts"):
         return
-    named = options.config_file or "shapes_tiny"  # benchmark.py takes several
+    named = getattr(options, "config_file", None) or "shapes_tiny"  # benchmark.py takes several
     for configuration in [named] if isinstance(named, str) else named:
-        if configuration in list_configs() or Path(configuration).suffix:
+        if configuration in list_configs() or (Path(configuration).suffix and not configuration.startswith("output/")):
             load_cfg(get_config_file(configuration), options.opts or [])
     if script == "train_net.py":
         assert all("--" not in word for word in options.opts or [])
 
 
 @pytest.mark.usefixtures("weightless")
-@pytest.mark.parametrize("arguments", [arguments for *_, arguments in COMMANDS if "SOLVER.FREEZE" in arguments])
+@pytest.mark.parametrize(
+    "arguments", [command.arguments for command in SCRIPTS if "SOLVER.FREEZE" in command.arguments]
+)
 def test_patterns_of_frozen_parameters_find_some(arguments):
     options = train.build_parser().parse_args(arguments)
     cfg = load_cfg(get_config_file(options.config_file), options.opts)
@@ -169,9 +120,10 @@ def test_patterns_of_frozen_parameters_find_some(arguments):
     assert 0 < len(freeze_parameters(cfg, model)) < len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("script", sorted({script for _, script, _ in COMMANDS}))
+@pytest.mark.parametrize("script", sorted({command.script for command in SCRIPTS} - {ENTRY_POINT}))
 def test_scripts_explain_themselves(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))  # as Python does for a script
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert not end.value.code
@@ -181,10 +133,10 @@ def test_scripts_explain_themselves(script, monkeypatch, capsys):
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    named = {
-        words[1] for text in TEXTS.values() for words in command_lines(text) if words[0] == "make" and len(words) > 1
-    } | {target for text in TEXTS.values() for target in re.findall(r"`make ([a-z-]+)", text)}
-    assert {"demo", "test", "test-slow", "doctor"} <= named | targets
+    named = {command.words[1] for command in COMMANDS if command.words[0] == "make" and len(command.words) > 1} | {
+        target for text in TEXTS.values() for target in re.findall(r"`make ([a-z-]+)", text)
+    }
+    assert {"demo", "test", "test-slow", "doctor", "docs", "docs-check"} <= named | targets
     assert named <= targets
     assert set(re.findall(r"^\.PHONY: (.*)", makefile, re.MULTILINE)[0].split()) <= targets
 
@@ -210,3 +162,20 @@ def test_configurations_in_the_readme_exist():
     table = TEXTS["README.md"].partition("## Models")[2].partition("###")[0]
     named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
     assert len(named) >= 9 and set(named) <= set(list_configs())
+
+
+def test_messages_that_are_explained_exist():
+    own = TEXTS["docs/troubleshooting.md"].partition("## Kernels")[2]
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "grounding_dino").rglob("*.py"))
+    messages = re.findall(r"^\| `([^`]+)` +\|", own, re.MULTILINE)
+    assert len(messages) > 15
+    assert not [message for message in messages if message not in source]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_products_are_spelt_one_way(name):
+    prose = IN_BACKTICKS.sub("", FENCE.sub("", TEXTS[name]))
+    prose = re.sub(r"\]\([^)]*\)|https?://\S+", "", prose)
+    wrong = "Pytorch|Hugging[fF]ace|MaskDINO|GroundingDINO|Grounding Dino|Detectron 2|MMDetection|Github|Tensorboard"
+    wrong += "|Onnx|onnxruntime|OpenVino|Numpy|Opencv|MM Grounding"
+    assert not re.findall(rf"\b(?:{wrong})\b", prose)

@@ -1,4 +1,4 @@
-"""Checkpoints named by a URL: fetched once into a cache folder, checked, and from then on local files."""
+"""Checkpoints named by a URL: fetched once into a cache folder, checked, and then local files. Names on a hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from grounding_dino.checkpoint.files import CheckpointError
+from grounding_dino.checkpoint.hub import fetch, hub_name, weights_of
 from grounding_dino.ops.loader import cache_root
 
 from detectron2.utils.file_io import PathManager
@@ -34,9 +35,10 @@ def is_url(path: str) -> bool:
 
 
 def local_path(path_or_url: str | os.PathLike[str]) -> str:
-    """The local file or folder for a path or URL; a URL is downloaded unless it is in the cache.
+    """The local file or folder for a path, a URL or a name on a hub; what is not in the cache is downloaded.
 
-    `grounding_dino://` names files of this package.
+    `grounding_dino://` names files of this package, `hf://owner/name` a model on the hub, for which
+    `owner/name` does as well where nothing of that name is on the disk.
 
     Raises:
         CheckpointError: the file cannot be fetched, or is not what its name promises.
@@ -46,6 +48,9 @@ def local_path(path_or_url: str | os.PathLike[str]) -> str:
         return str(_download(path))
     if path.startswith(PACKAGE_PREFIX):
         return str(_PACKAGE / path[len(PACKAGE_PREFIX) :])
+    name = hub_name(path)
+    if name is not None:
+        return weights_of(fetch(name))
     if "://" in path:
         return str(PathManager.get_local_path(path))
     return os.path.expanduser(path)

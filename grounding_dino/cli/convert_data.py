@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=program("convert_data.py"),
         description="Convert annotations between COCO, ODVG (JSON lines), MDETR and referring expressions (refexp). "
         "Pictures stay where they are. What a format cannot hold is counted and said.",
-        epilog="example: convert_data.py --from coco --to odvg annotations/train.json train_odvg.jsonl",
+        epilog="example: %(prog)s --from coco --to odvg annotations/train.json train_odvg.jsonl",
     )
     parser.add_argument("input", metavar="INPUT", help="annotation file; of ODVG also a folder of .jsonl files")
     parser.add_argument("output", metavar="OUTPUT", help="file to write; of ODVG its label map is written beside it")

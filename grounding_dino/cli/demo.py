@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program
 from grounding_dino.cli.choice_arguments import add_choice_options
+from grounding_dino.cli.model_arguments import add_model_options
 from grounding_dino.cli.video_arguments import add_video_options, video_problem
+from grounding_dino.picture_files import PICTURE_SUFFIXES
+from grounding_dino.text.names import names_in
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
 
 logger = logging.getLogger(__name__)
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 EPILOG = """\
 examples:
@@ -46,22 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--config-file",
-        default="shapes_tiny",
-        metavar="FILE",
-        help="a .yaml file or a short name (default: shapes_tiny)",
-    )
-    model.add_argument("--weights", metavar="FILE", help="a checkpoint of any origin: file, folder or URL")
-    model.add_argument("--device", help="cuda, cpu, ... (default: a GPU where there is one)")
-    model.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="override the configuration; comes last",
-    )
+    add_model_options(parser)
     source = parser.add_argument_group("input, one of").add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of them, or quoted glob patterns")
     source.add_argument("--video-input", metavar="FILE", help="a video file")
@@ -138,7 +124,7 @@ def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
     elif args.categories is not None:
         prompt["categories"] = args.categories
     elif args.text is not None:
-        names = [name.strip() for name in args.text.split(".") if name.strip()]
+        names = names_in(args.text)
         if not names:
             raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
         prompt["categories"] = names

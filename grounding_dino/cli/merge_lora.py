@@ -15,7 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=program("merge_lora.py"),
         description="Add LoRA adapters (MODEL.LORA of a training) to the weights that they were trained on, and write "
         "a checkpoint of this project that needs neither of them, nor the package peft.",
-        epilog="example: merge_lora.py --config-file shapes_tiny output/cells/adapter cells.safetensors",
+        epilog="example: %(prog)s --config-file shapes_tiny output/cells/adapter cells.safetensors",
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="the folder adapter or adapter_best of a training")
     parser.add_argument("output", metavar="OUTPUT", help="the file to write, .pth or .safetensors")

@@ -76,10 +76,14 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """
     from grounding_dino.data.datasets import expand_config, parse_dataset_argument
     from grounding_dino.engine.environment import prefer_available_device
-    from grounding_dino.model_zoo import SHIPPED_MODEL, get_cfg, get_config_file, merge_options
+    from grounding_dino.model_zoo import SHIPPED_MODEL, get_cfg, get_config_file, merge_options, model_weights
 
     cfg = get_cfg()
-    args.config_file = get_config_file(args.config_file or SHIPPED_MODEL)
+    name = args.config_file or SHIPPED_MODEL
+    args.config_file = get_config_file(name)
+    weights = model_weights(name)
+    if weights:  # not said by the file, which is all that the processes get that are started next
+        args.opts = ["MODEL.WEIGHTS", weights, *(args.opts or [])]
     try:
         cfg.merge_from_file(args.config_file)
     except (KeyError, ValueError) as error:

@@ -101,7 +101,7 @@ def fixed_classes(cfg: CfgNode) -> FixedClasses | None:
             f"MODEL.DENOISING.NUM_LABELS is {rows}, but labels run to column {max(columns)} of the class head; set it "
             f"to {num_classes} (MODEL.CLASS_HEAD.NUM_CLASSES), or DENOISING.ENABLED_ON False"
         )
-    names, things = _said_by_data_sets(cfg, len(columns))
+    names, things = _said_by_config(cfg, len(columns)) or _said_by_data_sets(cfg, len(columns))
     return FixedClasses(columns, exclusive, things, cfg.MODEL.LOSS.BOXES_OF_STUFF_ON, names)
 
 
@@ -117,6 +117,23 @@ def _check_no_class_options(cfg: CfgNode) -> None:
                 f"MODEL.{key} is {value!r}, which needs fixed classes, but MODEL.TEXT_ENCODER.NAME is "
                 f"{cfg.MODEL.TEXT_ENCODER.NAME!r}; set {key} {of_text!r}, or TEXT_ENCODER.NAME ''"
             )
+
+
+def _said_by_config(cfg: CfgNode, count: int) -> tuple[tuple[str, ...], frozenset[int] | None] | None:
+    """Names and things of MODEL.CLASS_HEAD; None where it names none.
+
+    Raises:
+        ValueError: another number of names than of classes, or a thing that is no class.
+    """
+    names, things = tuple(cfg.MODEL.CLASS_HEAD.CLASS_NAMES), frozenset(cfg.MODEL.CLASS_HEAD.THINGS)
+    if not names:
+        return None
+    if len(names) != count or not things <= set(range(count)):
+        raise ValueError(
+            f"MODEL.CLASS_HEAD.CLASS_NAMES has {len(names)} names and THINGS {sorted(things)}, but the model has "
+            f"{count} classes, counted from 0; set both to [] to fine-tune on other ones"
+        )
+    return names, things or None
 
 
 def _said_by_data_sets(cfg: CfgNode, count: int) -> tuple[tuple[str, ...], frozenset[int] | None]:
