@@ -31,6 +31,8 @@ NEEDED = (
     "grounding_dino/configs/Base-GroundingDINO.yaml",
     "grounding_dino/configs/grounding_dino/shapes_tiny.yaml",
     "grounding_dino/compat/detectron2/__init__.py",
+    "grounding_dino/examples/stars.jpg",
+    "grounding_dino/web/page.css",
     "grounding_dino/ops/csrc/ms_deform_attn_cpu.cpp",
     "grounding_dino/ops/csrc/ms_deform_attn_cuda.cu",
     "grounding_dino/ops/csrc/ms_deform_attn_cuda.cuh",
@@ -100,6 +102,7 @@ def packed_files():
     """What belongs into the wheel, by its name there."""
     files = [file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     names = {str(file.relative_to(ROOT)) for file in files if file.suffix not in NOT_PACKED}
+    names |= {f"grounding_dino/examples/{file.name}" for file in (ROOT / "demo" / "pictures").glob("*.jpg")}
     return names | {f"grounding_dino/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
 
 
@@ -115,7 +118,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     for name in SETUP:
         shutil.copy(ROOT / name, folder)
-    for name in ("grounding_dino", "configs", "tests/cli"):
+    for name in ("grounding_dino", "configs", "demo/pictures", "tests/cli"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return folder
 
