@@ -75,9 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     server.add_argument("--port", type=count_or_none, default=7860, help="its port; 0 takes a free one (default: 7860)")
     server.add_argument("--root-path", default="", metavar="PATH", help="the path below which a proxy serves the page")
-    server.add_argument(
-        "--examples", metavar="FOLDER", help="pictures to choose from (default: four of drawn shapes)"
-    )
+    server.add_argument("--examples", metavar="FOLDER", help="pictures to choose from (default: four of drawn shapes)")
     return parser
 
 
