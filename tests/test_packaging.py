@@ -19,7 +19,8 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "grounding_dino"
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
-SETUP = "pyproject.toml", "setup.py", "README.md", "LICENSE"
+SETUP = "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"
+PICTURES = "demo/pictures/"
 NOT_PACKED = {".md", ".log", ".so", ".pyc"}  # of the files below grounding_dino/
 # What an installed copy needs besides Python code.
 NEEDED = (
@@ -100,6 +101,7 @@ def packed_files():
     """What belongs into the wheel, by its name there."""
     files = [file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     names = {str(file.relative_to(ROOT)) for file in files if file.suffix not in NOT_PACKED}
+    names |= {f"grounding_dino/example_pictures/{file.name}" for file in (ROOT / "demo" / "pictures").iterdir()}
     return names | {f"grounding_dino/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
 
 
@@ -115,7 +117,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     for name in SETUP:
         shutil.copy(ROOT / name, folder)
-    for name in ("grounding_dino", "configs", "tests/cli"):
+    for name in ("grounding_dino", "configs", "demo/pictures", "tests/cli"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return folder
 
@@ -146,7 +148,9 @@ def test_source_distribution_builds_the_same_wheel(source, wheel, tmp_path):
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.replace("grounding_dino/configs/", "configs/") for name in packed} <= names
+    for inside, outside in (("grounding_dino/configs/", "configs/"), ("grounding_dino/example_pictures/", PICTURES)):
+        packed = {name.replace(inside, outside) for name in packed}
+    assert packed <= names
     assert set(SETUP) <= names
 
 
