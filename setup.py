@@ -14,6 +14,6 @@ setup(
     packages=find_namespace_packages(include=["grounding_dino", "grounding_dino.*"]) + list(elsewhere),
     package_dir=elsewhere,
     package_data={
-        "": ["*.yaml", "*.txt", "*.json", "*.cpp", "*.cu", "*.cuh", "*.h", "*.safetensors", "*.jpg", "py.typed"]
+        "": ["*.yaml", "*.css", "*.txt", "*.json", "*.jpg", "*.cpp", "*.cu", "*.cuh", "*.h", "*.safetensors", "py.typed"]
     },
 )

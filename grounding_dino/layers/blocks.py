@@ -125,9 +125,12 @@ def in_blocks(function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
 
     The results have as many rows.
     """
+    block = block_of(tokens[0])
+    if not block:  # before rows are counted, which would fix a traced graph's sizes
+        return function(*tokens)
     shape = tokens[0].shape[:-1]
-    block, count = block_of(tokens[0]), shape.numel()
-    if not 0 < block < count:
+    count = shape.numel()
+    if block >= count:
         return function(*tokens)
     rows = [x.reshape(count, x.shape[-1]) for x in tokens]
     first = function(*(x[:block] for x in rows))

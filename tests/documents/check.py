@@ -37,6 +37,7 @@ PARSED_ONLY = {
     "tools/convert_data.py": "needs the files of the data set; tests/data runs it on small ones",
 }
 DATA_SETS = re.compile(r"berries|shapes_\w+|coco_2017_(train|val)")  # those that have stand-ins
+NEEDS_NETWORK = re.compile(r"IDEA-Research/|hub\.py pu")
 PLACEHOLDERS = re.compile(r"ADDRESS_OR_FILE|PATH$|\.\.\.|/path/to|NAME=|FILE FOLDER|--webcam|--num-machines")
 SMALL_TEST = "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0"
 SMALL_TRAINING = (
@@ -64,6 +65,7 @@ def plan(name: str) -> Iterator[Step]:
         yield Step(name, command.text, [] if reason else words_to_run(command), reason)
     for body in blocks(TEXTS[name], "python"):
         reason = "a file; tests/examples/test_examples.py runs it" if is_example(body) else None
+        reason = "needs a network" if NEEDS_NETWORK.search(body) else reason
         yield Step(name, body.strip(), [sys.executable, "-c", body], reason)
 
 
@@ -81,6 +83,8 @@ def why_not(command: Command) -> str | None:
     for pattern, why in PARSED_ONLY.items():
         if fnmatch.fnmatch(script, pattern):
             return why
+    if NEEDS_NETWORK.search(command.text):
+        return "needs a network"
     if PLACEHOLDERS.search(command.text):
         return "names a placeholder"
     if command.is_mention:

@@ -42,10 +42,13 @@ class WindowAttention(nn.Module):
         length = windows.shape[1]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, length, length, self.num_heads).permute(0, 3, 1, 2)  # (1, heads, window^2, window^2)
-        if mask is not None and len(mask) < len(windows):
-            mask = mask.repeat(len(windows) // len(mask), 1, 1)  # of each picture
-        block = block_of(windows) // length or len(windows)
-        masks = [None] * len(windows) if mask is None else mask.split(block)
+        count = windows.shape[0]  # `len` would fix a traced graph's batch
+        if mask is not None and mask.shape[0] < count:
+            mask = mask.repeat(count // mask.shape[0], 1, 1)  # of each picture
+        block = block_of(windows) // length
+        if not block:
+            return self._attend(windows, bias, mask)
+        masks = [None] * count if mask is None else mask.split(block)
         parts = [self._attend(part, bias, m) for part, m in zip(windows.split(block), masks)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even a single one
 

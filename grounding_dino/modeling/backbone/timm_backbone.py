@@ -123,7 +123,7 @@ class TimmBackbone(Backbone):
         if self._channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         outputs = {
-            name: x[..., : -(-height // stride), : -(-width // stride)]
+            name: x[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
             for (name, stride), x in zip(self._out_feature_strides.items(), maps)
         }
         return {name: self._normalised(name, x) for name, x in outputs.items()}

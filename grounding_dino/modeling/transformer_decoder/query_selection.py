@@ -123,7 +123,7 @@ class QuerySelection(nn.Module):
         if self.content is None:
             content = selected.detach()
         else:
-            content = self.content.weight[: indices.shape[1]].expand(len(indices), -1, -1)
+            content = self.content.weight[: indices.shape[1]].expand(indices.shape[0], -1, -1)
         references = self.first_boxes(predictions, memory, decoder)
         return Queries(content=content, reference_points=references, padding_mask=padding_mask), predictions
 
@@ -175,7 +175,7 @@ class LearnedQueries(nn.Module):
         self, memory: Memory, text: TextFeatures | None, decoder: DINODecoder
     ) -> tuple[Queries, Predictions | None]:
         """The same queries for every picture; the encoder predicts nothing."""
-        batch = len(memory.features)
+        batch = memory.features.shape[0]
         content = self.content.weight.expand(batch, -1, -1)
         return Queries(content, self.reference_logits.weight.sigmoid().expand(batch, -1, -1)), None
 
@@ -201,7 +201,7 @@ def token_proposals(memory: Memory, smallest: str = "finest") -> tuple[Tensor, T
     level. Tokens that are padding or whose box leaves (0.01, 0.99) are invalid and have infinite logits.
     """
     if not memory.has_padding:  # all pictures have the same
-        batch = len(memory.features)
+        batch = memory.features.shape[0]
         logits, invalid = _unpadded_proposals(memory.sizes, smallest, memory.features.device)
         return logits.expand(batch, -1, -1), invalid.expand(batch, -1)
     return _proposals(memory.sizes, memory.valid_ratios, memory.padding_mask, smallest)
