@@ -10,10 +10,10 @@ config_folders = [ROOT / "configs", *(p for p in sorted((ROOT / "configs").rglob
 elsewhere = {".".join(("grounding_dino", *f.relative_to(ROOT).parts)): str(f.relative_to(ROOT)) for f in config_folders}
 elsewhere["grounding_dino.example_pictures"] = "demo/pictures"
 
+sources = ["*.cpp", "*.cu", "*.cuh", "*.h"]
+
 setup(
     packages=find_namespace_packages(include=["grounding_dino", "grounding_dino.*"]) + list(elsewhere),
     package_dir=elsewhere,
-    package_data={
-        "": ["*.yaml", "*.css", "*.txt", "*.json", "*.jpg", "*.cpp", "*.cu", "*.cuh", "*.h", "*.safetensors", "py.typed"]
-    },
+    package_data={"": [*sources, "*.yaml", "*.css", "*.txt", "*.json", "*.jpg", "*.safetensors", "py.typed"]},
 )
