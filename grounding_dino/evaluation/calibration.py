@@ -343,7 +343,7 @@ def _by_picture(category: JudgedCategory, threshold: float) -> Floats:
 
 
 def _mean_f1_of(counts: Floats) -> Floats:
-    """(2, draws) from counts (2, 3, draws, K): the mean over the categories that have objects in the draw, NaN of none."""
+    """(2, draws) from counts (2, 3, draws, K): the mean over the categories with objects in the draw; NaN of none."""
     detected, right, objects = counts[:, 0], counts[:, 1], counts[:, 2]
     f1 = np.where(objects > 0, 2 * right / np.maximum(detected + objects, 1), 0.0)
     with np.errstate(invalid="ignore"):
