@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, str], None]
 CATEGORIES, CAPTION = "Categories", "Caption"
 TEXT_THRESHOLD = 0.25
-SHOWN_PIXELS = 800  # of the longer side of a result on the page, at least
+SHOWN_PIXELS = 560  # of the longer side of a result on the page, at least
 MAX_TEXT = 5000  # characters; a prompt has 256 tokens, and a list of names is split over several
 
 

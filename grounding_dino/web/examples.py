@@ -9,7 +9,7 @@ from grounding_dino.cli.demo import PICTURE_SUFFIXES
 from grounding_dino.model_zoo import PACKAGE
 
 # Where the project's own lie: in a checkout, and in an installed package. What there is to be found in them.
-_OWN = (PACKAGE.parent / "demo" / "pictures", PACKAGE / "examples")
+_OWN = (PACKAGE.parent / "demo" / "pictures", PACKAGE / "example_pictures")
 _TEXTS = {
     "crescent.jpg": "red triangle, purple cross, white ring, orange diamond, orange crescent",
     "rings.jpg": "orange ring, red ring, brown ring, red triangle, black triangle, blue heart",

@@ -70,7 +70,7 @@ def test_upload_type_see_boxes_and_save_them(
     assert f"{len(table)} detections" in page.inner_text("#message")
     drawn = saved(page, "picture", tmp_path)
     _check_drawing(drawn, pictures, stars)
-    shown, small = shown_picture(page), np.asarray(Image.open(drawn).convert("RGB").resize((800, 800))).astype(int)
+    shown, small = shown_picture(page), np.asarray(Image.open(drawn).convert("RGB").resize((560, 560))).astype(int)
     assert shown.shape == small.shape and np.abs(shown - small).mean() < 12  # the same, with sharper lines and names
     page.screenshot(path=screenshots / "desktop.png", full_page=True)
     _check_files(page, tmp_path, found, stars)
