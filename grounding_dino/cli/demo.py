@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 EPILOG = """\
 examples:
+  %(prog)s --example --output out
   %(prog)s --input demo/pictures --output out --categories "red circle" "blue star"
   %(prog)s --input "photos/*.jpg" --output out --text "cat . dog ." --json out.json
   %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --input a.jpg --output b.jpg \\
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of them, or quoted glob patterns")
     source.add_argument("--video-input", metavar="FILE", help="a video file")
     source.add_argument("--webcam", action="store_true", help="the first camera; ends with q, Esc or Ctrl-C")
+    source.add_argument("--example", action="store_true", help="pictures in the package, and what is in them")
     texts = parser.add_argument_group("what to look for, one of; none for a model of fixed classes")
     text = texts.add_mutually_exclusive_group()
     text.add_argument("--categories", nargs="+", metavar="NAME", help='names: --categories cat "traffic light"')
@@ -87,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
+        take_example(args)
         prompt = prompt_of(args)
         jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
         prepare_json(args.json)
@@ -110,6 +113,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"{parser.prog}: error: {reason}", file=sys.stderr)
         return 2
+
+
+def take_example(args: argparse.Namespace) -> None:
+    """The pictures of `--example` as `--input`, and their categories where the model reads a text and none is given."""
+    if not args.example:
+        return
+    from grounding_dino.model_zoo import EXAMPLE_CATEGORIES, example_pictures, load_cfg
+
+    args.input = [str(example_pictures())]
+    given = (args.categories, args.text, args.caption)
+    if all(text is None for text in given) and load_cfg(args.config_file, args.opts).MODEL.TEXT_ENCODER.NAME:
+        args.categories = list(EXAMPLE_CATEGORIES)
 
 
 def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
