@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _label(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from grounding_dino.labelling.inputs import PictureInputs
 
-    inputs = PictureInputs(args.input, args.per_picture)
+    inputs = PictureInputs(args.input, args.per_picture, leave_out=args.output)
     settings = _settings(parser, args)
     folder = _open(args, settings)
     try:
@@ -243,14 +243,18 @@ def _run(folder: OutputFolder, settings: LabelSettings, crew: Crew) -> None:
     journal, plan = folder.journal, folder.plan
     every = 0.5 if sys.stderr.isatty() else 30.0  # a log is no terminal
     done = journal.labelled + journal.failed
-    with tqdm(total=plan.total, initial=done, unit="picture", mininterval=every, smoothing=0.05) as bar:
+    with tqdm(total=plan.total, initial=done, unit="picture", mininterval=every, smoothing=0) as bar:
 
         def add(records: Sequence[dict[str, Any]]) -> None:
             bar.update(journal.add(records))
             bar.set_postfix(failed=journal.failed, refresh=False)
 
+        def started(classes: Sequence[str] | None) -> None:
+            bar.unpause()  # loading the model is no part of the pictures' time
+            folder.set_classes(classes)
+
         tasks = tasks_of(plan, journal, settings.batch_size, bool(settings.tile_size))
-        LabellingRun(crew, tasks, add, folder.set_classes)()
+        LabellingRun(crew, tasks, add, started)()
 
 
 def _write(folder: OutputFolder, settings: LabelSettings, args: argparse.Namespace) -> None:
@@ -264,6 +268,7 @@ def _write(folder: OutputFolder, settings: LabelSettings, args: argparse.Namespa
     names = folder.classes if folder.classes is not None else settings.words.get("categories")
     if args.per_picture:
         names = None
+    folder.begin_writing(missing)
     files = LabelFiles(folder.folder, folder.root, folder.plan, folder.journal, names, args.masks, args.yolo_pictures)
     files.write([name for name in FORMATS if name in missing], progress=sys.stderr.isatty())
     folder.set_written({name: {**how, "failures": ""}[name] for name in missing})

@@ -46,13 +46,15 @@ class PictureInputs:
         paths: files, folders and patterns.
         own_words: "categories" or "caption" takes a picture's own words: of rows and columns of that name, and for
             single files, and in tar files, of a text file or json beside the picture; None takes none.
+        leave_out: a folder that is not searched: outputs, in which pictures may be, too.
 
     Raises:
         FileNotFoundError: nothing at one of the paths.
         ValueError: a file that is neither picture nor list nor shard.
     """
 
-    def __init__(self, paths: Sequence[str], own_words: str | None = None) -> None:
+    def __init__(self, paths: Sequence[str], own_words: str | None = None, leave_out: str = "") -> None:
+        self._left_out = os.path.realpath(leave_out) if leave_out else None
         self._paths = [path for pattern in paths for path in _expanded(pattern)]
         self._own_words = own_words
         folders = [path if os.path.isdir(path) else os.path.dirname(path) for path in self._paths]
@@ -95,7 +97,8 @@ class PictureInputs:
             folders = []
             for entry in entries:
                 if entry.is_dir():
-                    folders.append(entry.path)
+                    if os.path.realpath(entry.path) != self._left_out:
+                        folders.append(entry.path)
                 elif os.path.splitext(entry.name)[1].lower() in (*PICTURE_SUFFIXES, *SHARD_SUFFIXES):
                     yield from self._file(entry.path)
             waiting += reversed(folders)

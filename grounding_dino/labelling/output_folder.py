@@ -19,6 +19,9 @@ _FORMAT, _VERSION = "grounding_dino.labelling", 1
 _STATE = "run.json"
 JOURNAL_FOLDER = "journal"
 
+# Where label files stand in the folder; "failures" are always written.
+PLACES = {"coco": "coco.json", "odvg": "odvg.jsonl", "yolo": "yolo", "voc": "voc", "failures": "failed.jsonl"}
+
 
 class OutputFolder:
     """A run's state on disk, locked against other runs.
@@ -94,9 +97,16 @@ class OutputFolder:
             self._write_state()
 
     def missing(self, formats: dict[str, str]) -> list[str]:
-        """Those of `formats`, each with how it is written, that are not written so with the journal's records."""
+        """Those of `formats`, each with how it is written, that are not there so, with the journal's records."""
         assert self._state is not None
-        return [name for name, how in formats.items() if self._state["written"].get(name) != self._as_written(how)]
+        written = {name: how for name, how in self._state["written"].items() if (self.folder / PLACES[name]).exists()}
+        return [name for name, how in formats.items() if written.get(name) != self._as_written(how)]
+
+    def begin_writing(self, formats: Sequence[str]) -> None:
+        """Keep that label files are not whole from now on."""
+        assert self._state is not None
+        self._state["written"] = {name: how for name, how in self._state["written"].items() if name not in formats}
+        self._write_state()
 
     def set_written(self, formats: dict[str, str]) -> None:
         """Keep that label files are written."""

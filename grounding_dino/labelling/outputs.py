@@ -14,6 +14,7 @@ from grounding_dino.data.convert.targets import TARGETS
 from grounding_dino.data.datasets.captions import find_phrase
 from grounding_dino.data.datasets.rows import RowError
 from grounding_dino.labelling.journal import Journal, Record
+from grounding_dino.labelling.output_folder import PLACES
 from grounding_dino.labelling.plan import Entry, Plan
 from grounding_dino.labelling.polygons import polygons_of
 from grounding_dino.labelling.voc import write_voc
@@ -25,8 +26,6 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
-
-COCO_FILE, ODVG_FILE, YOLO_FOLDER, VOC_FOLDER, FAILED_FILE = "coco.json", "odvg.jsonl", "yolo", "voc", "failed.jsonl"
 
 
 @dataclass
@@ -92,7 +91,7 @@ class LabelFiles:
 
     def _write_failures(self) -> Counter[str]:
         counts: Counter[str] = Counter()
-        with whole_file(self.folder / FAILED_FILE) as file:
+        with whole_file(self.folder / PLACES["failures"]) as file:
             for entry, record in self._pairs():
                 if "error" in record:
                     counts["failed"] += 1
@@ -188,24 +187,24 @@ def spans_in(caption: str, phrase: str) -> list[tuple[int, int]]:
     return merged or [(0, len(caption.rstrip(" .")) or len(caption))]
 
 
-def _write_json(file: str, kind: str) -> Callable[[LabelFiles, Any, Sequence[str], Counter[str]], None]:
+def _write_json(kind: str) -> Callable[[LabelFiles, Any, Sequence[str], Counter[str]], None]:
     def write(files: LabelFiles, records: Any, names: Sequence[str], lost: Counter[str]) -> None:
-        TARGETS[kind](str(files.folder / file), records, names, "auto", lost)
+        TARGETS[kind](str(files.folder / PLACES[kind]), records, names, "auto", lost)
 
     return write
 
 
 def _write_yolo(files: LabelFiles, records: Any, names: Sequence[str], lost: Counter[str]) -> None:
-    write_yolo(files.folder / YOLO_FOLDER, records, names, files.yolo_pictures, lost)
+    write_yolo(files.folder / PLACES["yolo"], records, names, files.yolo_pictures, lost)
 
 
 def _write_voc(files: LabelFiles, records: Any, names: Sequence[str], lost: Counter[str]) -> None:
-    write_voc(files.folder / VOC_FOLDER, records, names, files.root)
+    write_voc(files.folder / PLACES["voc"], records, names, files.root)
 
 
 _WRITERS: dict[str, Callable[[LabelFiles, Any, Sequence[str], Counter[str]], None]] = {
-    "coco": _write_json(COCO_FILE, "coco"),
-    "odvg": _write_json(ODVG_FILE, "odvg"),
+    "coco": _write_json("coco"),
+    "odvg": _write_json("odvg"),
     "yolo": _write_yolo,
     "voc": _write_voc,
 }

@@ -82,6 +82,8 @@ def test_another_format_later_needs_no_model(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(local_workers.ThisProcess, "hire", lambda *_: pytest.fail("a model was loaded"))
     assert here(pictures, tmp_path / "out", "--format", "voc") == 0
     assert len(list((tmp_path / "out" / "voc" / "Annotations").rglob("*.xml"))) == 3
+    (tmp_path / "out" / "coco.json").unlink()
+    assert here(pictures, tmp_path / "out") == 0 and (tmp_path / "out" / "coco.json").exists()
 
 
 def test_a_changed_command_is_refused_and_restart_begins_anew(tmp_path: Path, capsys) -> None:

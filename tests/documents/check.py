@@ -31,6 +31,7 @@ PARSED_ONLY = {
     "tools/analyze_model.py": "counts models of full size; tests/cli runs it small",
     "tools/gpu_check.py": "needs a GPU",
     "tools/slurm_train.py": "needs a cluster; tests/cli runs it on this machine",
+    "tools/hub.py": "needs a hub; tests/test_hub.py has one, and does the same with it",
     "demo/app.py": "serves until it is stopped; tests/web runs it in a browser",
     "datasets/prepare_[!s]*.py": "needs the files of the data set; tests/data runs it on small ones",
     "tools/convert_data.py": "needs the files of the data set; tests/data runs it on small ones",

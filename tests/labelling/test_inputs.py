@@ -31,6 +31,11 @@ def test_links_between_folders_do_not_go_round_in_circles(folder: Path) -> None:
     assert names(folder) == ["a.jpg", "a.png", "b.png", "sub/a.png", "sub/deep/c.png"]
 
 
+def test_outputs_in_the_same_folder_are_no_inputs(folder: Path) -> None:
+    found = PictureInputs([str(folder)], leave_out=str(folder / "sub" / ".." / "sub" / "deep"))
+    assert [item.file_name for item in found] == ["a.jpg", "a.png", "b.png", "sub/a.png"]
+
+
 def test_names_are_relative_to_what_all_inputs_share(folder: Path) -> None:
     assert names(folder / "sub", folder / "b.png") == ["sub/a.png", "sub/deep/c.png", "b.png"]
 
