@@ -259,3 +259,13 @@ def write_coco(data_root: Path, write_picture: Callable[[Path], None]) -> Callab
         return content
 
     return write
+
+
+@pytest.fixture(scope="session")
+def shapes_tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in the package as an .onnx file, which takes most of a minute to write."""
+    from grounding_dino.cli.export_model import main
+
+    path = tmp_path_factory.mktemp("exported") / "shapes_tiny.onnx"
+    assert main(["--output", str(path), "--no-check"]) == 0
+    return path

@@ -52,7 +52,8 @@ def _declared() -> list[str]:
     plain, _, optional = file.read_text(encoding="utf-8").partition("[project.optional-dependencies]")
     block = re.search(r"^dependencies = \[(.*?)^\]", plain, re.DOTALL | re.MULTILINE)
     lines = re.findall(r'"([^"]+)"', block.group(1)) if block else []
-    for name, body in re.findall(r"^([\w-]+) = \[(.*?)\]$", optional.partition("\n[")[0], re.DOTALL | re.MULTILINE):
+    pattern = re.compile(r"^([\w-]+) = \[(.*?)\](?: *#[^\n]*)?$", re.DOTALL | re.MULTILINE)
+    for name, body in pattern.findall(optional.partition("\n[")[0]):
         lines += [f'{package}; extra == "{name}"' for package in re.findall(r'"([^"]+)"', body)]
     return lines
 
