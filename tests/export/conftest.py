@@ -19,7 +19,13 @@ TINY_DINO = [
     *("MODEL.QUERY_SELECTION.NUM_QUERIES", 12),
 ]
 # Without larger numbers here, places that are alike would be ranked by their rounding.
-_SPREAD = ("box_head", "sampling_offsets.weight", "attention_weights.weight", "class_head", "query_selection.projection")
+_SPREAD = (
+    "box_head",
+    "sampling_offsets.weight",
+    "attention_weights.weight",
+    "class_head",
+    "query_selection.projection",
+)
 
 
 @pytest.fixture(scope="session")
