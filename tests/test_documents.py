@@ -170,3 +170,12 @@ def test_messages_that_are_explained_exist():
     messages = re.findall(r"^\| `([^`]+)` +\|", own, re.MULTILINE)
     assert len(messages) > 15
     assert not [message for message in messages if message not in source]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_products_are_spelt_one_way(name):
+    prose = IN_BACKTICKS.sub("", FENCE.sub("", TEXTS[name]))
+    prose = re.sub(r"\]\([^)]*\)|https?://\S+", "", prose)
+    wrong = "Pytorch|Hugging[fF]ace|MaskDINO|GroundingDINO|Grounding Dino|Detectron 2|MMDetection|Github|Tensorboard"
+    wrong += "|Onnx|onnxruntime|OpenVino|Numpy|Opencv|MM Grounding"
+    assert not re.findall(rf"\b(?:{wrong})\b", prose)

@@ -15,6 +15,7 @@ HEAVY = ("transformers", "torchvision", "timm", "scipy", "matplotlib", "cv2", "p
 WITH_TORCH = {"benchmark.py", "gpu_check.py"}
 COMMANDS = [
     ROOT / "train_net.py",
+    ROOT / "demo" / "app.py",
     ROOT / "demo" / "demo.py",
     *sorted(path for path in (ROOT / "tools").glob("*.py") if path.name not in WITH_TORCH),
 ]

@@ -13,23 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program
 from grounding_dino.cli.choice_arguments import add_choice_options
+from grounding_dino.cli.model_arguments import add_model_options
+from grounding_dino.cli.video_arguments import add_video_options, video_problem
+from grounding_dino.picture_files import PICTURE_SUFFIXES
+from grounding_dino.text.names import names_in
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
 EPILOG = """\
 examples:
+  %(prog)s --example --output out
   %(prog)s --input demo/pictures --output out --categories "red circle" "blue star"
   %(prog)s --input "photos/*.jpg" --output out --text "cat . dog ." --json out.json
   %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --input a.jpg --output b.jpg \\
       --caption "two dogs left of the man"
   %(prog)s --config-file mask_dino/coco/r50_panoptic --weights maskdino_r50_panoptic.pth --input a.jpg --output out
   %(prog)s --input photos --output out --categories cup --not-wanted bowl vase --thresholds thresholds.json
-  %(prog)s --video-input in.mp4 --output out.mp4 --categories person
+  %(prog)s --video-input in.mp4 --output out.mp4 --categories person --track --json tracks.json
 DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
 segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
 Without --config-file and --weights the small model that comes with the package is used.
@@ -45,32 +48,19 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--config-file",
-        default="shapes_tiny",
-        metavar="FILE",
-        help="a .yaml file or a short name (default: shapes_tiny)",
-    )
-    model.add_argument("--weights", metavar="FILE", help="a checkpoint of any origin: file, folder or URL")
-    model.add_argument("--device", help="cuda, cpu, ... (default: a GPU where there is one)")
-    model.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="override the configuration; comes last",
-    )
+    add_model_options(parser)
     source = parser.add_argument_group("input, one of").add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of them, or quoted glob patterns")
     source.add_argument("--video-input", metavar="FILE", help="a video file")
     source.add_argument("--webcam", action="store_true", help="the first camera; ends with q, Esc or Ctrl-C")
+    source.add_argument("--example", action="store_true", help="pictures in the package, and what is in them")
     texts = parser.add_argument_group("what to look for, one of; none for a model of fixed classes")
     text = texts.add_mutually_exclusive_group()
     text.add_argument("--categories", nargs="+", metavar="NAME", help='names: --categories cat "traffic light"')
     text.add_argument("--text", help='names in one string: --text "cat . traffic light ."')
     text.add_argument("--caption", help="free text; detections are named by its words")
     add_choice_options(parser)
+    add_video_options(parser)
     _add_run_options(parser)
     return parser
 
@@ -99,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
+        take_example(args)
         prompt = prompt_of(args)
         jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
         prepare_json(args.json)
-        problem = text_problem(args, prompt)  # before weights are fetched
+        problem = text_problem(args, prompt) or video_problem(args)  # before weights are fetched
         if problem:
             parser.error(problem)
         from grounding_dino.predictor import load_predictor
@@ -124,6 +115,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def take_example(args: argparse.Namespace) -> None:
+    """The pictures of `--example` as `--input`, and their categories where the model reads a text and none is given."""
+    if not args.example:
+        return
+    from grounding_dino.model_zoo import EXAMPLE_CATEGORIES, example_pictures, load_cfg
+
+    args.input = [str(example_pictures())]
+    given = (args.categories, args.text, args.caption)
+    if all(text is None for text in given) and load_cfg(args.config_file, args.opts).MODEL.TEXT_ENCODER.NAME:
+        args.categories = list(EXAMPLE_CATEGORIES)
+
+
 def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
     """The predictor's text arguments; nothing where none is given.
 
@@ -136,7 +139,7 @@ def prompt_of(args: argparse.Namespace) -> dict[str, Any]:
     elif args.categories is not None:
         prompt["categories"] = args.categories
     elif args.text is not None:
-        names = [name.strip() for name in args.text.split(".") if name.strip()]
+        names = names_in(args.text)
         if not names:
             raise ValueError(f'--text {args.text!r} names nothing to look for; write for example --text "cat . dog ."')
         prompt["categories"] = names

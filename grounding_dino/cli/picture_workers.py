@@ -10,12 +10,13 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from grounding_dino.cli.picture_work import Answer, Job, PictureWork
+from grounding_dino.worker_processes import how_it_ended, without_interrupts
 
 import cv2
 import torch
@@ -52,7 +53,7 @@ class WorkerProcesses:
         self._answers: queue.SimpleQueue[Answer | ChildProcessError] = queue.SimpleQueue()
         each = -(-slots // count)
         self._workers: list[_Worker] = []
-        with _without_interrupts():  # until the worker ignores them
+        with without_interrupts():  # until the worker ignores them
             for _ in range(count):
                 self._workers.append(_Worker(work, each, self._answers, self._workers))
         self._places: dict[int, tuple[_Worker, int]] = {}
@@ -157,7 +158,7 @@ class _Worker:
                 answer: Answer = ForkingPickler.loads(self._connection.recv_bytes())
             except (EOFError, OSError):
                 self._process.join()
-                self._answers.put(ChildProcessError(_how_it_ended(self._process.exitcode, request.job)))
+                self._answers.put(ChildProcessError(_end_of_worker(self._process.exitcode, request.job)))
                 return
             except Exception as error:  # what cannot be sent is this picture's failure: somebody waits for an answer
                 answer = Answer(request.call, request.job, None, str(error) or type(error).__name__)
@@ -210,21 +211,8 @@ def _serve(work: PictureWork, connection: Connection, arena: _Arena, inherited: 
             connection.send_bytes(_Pickler.dumps(answer))
 
 
-def _how_it_ended(exitcode: int | None, job: Job) -> str:
-    how = f"with the exit code {exitcode}"
-    if exitcode is not None and exitcode < 0:
-        how = f"by the signal {-exitcode} ({signal.Signals(-exitcode).name})"
+def _end_of_worker(exitcode: int | None, job: Job) -> str:
     return (
-        f"a worker process that reads and draws pictures was ended {how} at {job.path!r}; where the system ends it for "
-        "want of memory, take a smaller --batch-size, or --workers 0"
+        f"a worker process that reads and draws pictures was ended {how_it_ended(exitcode)} at {job.path!r}; where the "
+        "system ends it for want of memory, take a smaller --batch-size, or --workers 0"
     )
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

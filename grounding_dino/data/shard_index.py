@@ -213,8 +213,8 @@ def _tar_rows(path: str, report: RowReport) -> Iterator[_Row]:
     """The pairs of a tar file, in the order in which they become complete."""
     waiting: dict[str, dict[str, tarfile.TarInfo]] = {}
     with open(path, "rb") as file:
-        for member in _members(file, path, report):
-            key, suffix = _key(member.name)
+        for member in members(file, path, report):
+            key, suffix = member_key(member.name)
             kind = "picture" if suffix in PICTURES else "row" if suffix == ".json" else None
             if kind is None or not member.isreg():
                 continue
@@ -235,14 +235,14 @@ def _tar_rows(path: str, report: RowReport) -> Iterator[_Row]:
             report.skip(RowError(f"a {kind} without its {'picture' if kind == 'row' else 'row'}"))
 
 
-def _key(name: str) -> tuple[str, str]:
+def member_key(name: str) -> tuple[str, str]:
     """Key and suffix of a member, as webdataset splits them: at the first period of the last part of its name."""
     folder, slash, last = name.rpartition("/")
     stem, period, suffix = last.partition(".")
     return folder + slash + stem, (period + suffix).lower()
 
 
-def _members(file: BinaryIO, path: str, report: RowReport) -> Iterator[tarfile.TarInfo]:
+def members(file: BinaryIO, path: str, report: RowReport) -> Iterator[tarfile.TarInfo]:
     """The members of a tar file; where it is broken, that is counted and nothing more comes."""
     size = os.fstat(file.fileno()).st_size
     try:
@@ -276,7 +276,7 @@ def _tar_row(file: BinaryIO, row: tarfile.TarInfo, picture: tarfile.TarInfo, rep
     try:
         file.seek(row.offset_data)
         content = parse_row(file.read(row.size))
-        content = with_picture_facts(content, picture.name, lambda: _bytes_of(file, picture))
+        content = with_picture_facts(content, picture.name, lambda: bytes_of(file, picture))
         return _Row(row.offset_data, row.size, picture.offset, content)
     except RowError as error:
         report.skip(error)
@@ -285,7 +285,8 @@ def _tar_row(file: BinaryIO, row: tarfile.TarInfo, picture: tarfile.TarInfo, rep
         file.seek(position)
 
 
-def _bytes_of(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def bytes_of(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The content of a member; shorter than its size where the file is cut off."""
     file.seek(member.offset_data)
     return file.read(member.size)
 
@@ -298,7 +299,7 @@ def member_at(file: BinaryIO, start: int) -> tuple[str, bytes]:
     """
     file.seek(start)
     member = tarfile.open(fileobj=file, mode="r:").next()
-    content = b"" if member is None else _bytes_of(file, member)
+    content = b"" if member is None else bytes_of(file, member)
     if member is None or len(content) != member.size:
         raise tarfile.ReadError("unexpected end of data")
     return member.name, content

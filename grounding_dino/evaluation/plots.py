@@ -1,4 +1,7 @@
-"""Pictures of results: precision over recall, bars of categories, confusions. Importing this imports matplotlib."""
+"""Pictures of results: precision over recall, bars of categories, confusions, reliability.
+
+Importing this imports matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from grounding_dino.evaluation.calibration import Reliability
 from grounding_dino.evaluation.confusion import Confusion
 from grounding_dino.evaluation.precision import RECALLS, PrecisionTable
 
@@ -127,6 +131,37 @@ def draw_confusion(confusion: Confusion, limit: int = MOST_CATEGORIES) -> Figure
     )
     figure.colorbar(image, label="share of the row", fraction=0.04, pad=0.02)
     return figure
+
+
+def draw_reliability(parts: Sequence[Reliability], thresholds: Sequence[float]) -> Figure:
+    """For each of `parts` the share of right detections over the score, beside the diagonal of perfect scores.
+
+    The numbers on the bars are of detections.
+
+    Args:
+        thresholds: of each part, drawn as a line.
+    """
+    columns = min(4, len(parts))
+    rows = math.ceil(len(parts) / columns)
+    figure = Figure(figsize=(3.4 * columns, 3.2 * rows), layout="constrained")
+    for place, (part, threshold) in enumerate(zip(parts, thresholds), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        edges = np.linspace(0, 1, len(part.counts) + 1)
+        seen = part.counts > 0
+        bars = axes.bar(edges[:-1][seen], part.share_right[seen], width=edges[1], align="edge", edgecolor="white")
+        axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as the score says")
+        axes.axvline(threshold, color="tab:orange", linewidth=1.5, label="threshold")
+        axes.bar_label(bars, [str(number) for number in part.counts[seen]], padding=1, fontsize=6, color="dimgrey")
+        axes.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="score", ylabel="share that is right")
+        if place == 1:
+            axes.legend(fontsize=7, loc="upper left")
+        axes.set_title(f"{_short(part.name)}: calibration error {part.expected_error:.3f}", fontsize=9)
+    return figure
+
+
+def save_reliability_plot(path: str, parts: Sequence[Reliability], thresholds: Sequence[float]) -> str:
+    """Write :func:`draw_reliability` to a file; returns its path."""
+    return _save(draw_reliability(parts, thresholds), os.path.dirname(path) or ".", os.path.basename(path))
 
 
 def _short(name: str, length: int = 28) -> str:

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from grounding_dino.cli.demo import build_parser, expand_inputs, main, plan_outputs, prompt_of
-from grounding_dino.model_zoo import build_model, load_cfg
+from grounding_dino.cli.demo import build_parser, expand_inputs, main, plan_outputs, prompt_of, take_example
+from grounding_dino.model_zoo import EXAMPLE_CATEGORIES, build_model, load_cfg
 from grounding_dino.predictor import load_predictor
 from grounding_dino.tables import format_table
 
@@ -173,6 +173,16 @@ def test_prompts():
     assert prompt("--caption", "a cat.") == {"caption": "a cat."}
     with pytest.raises(ValueError, match="nothing to look for"):
         prompt("--text", " . ")
+
+
+def test_the_example_brings_its_pictures_and_names():
+    for given, expected in ([], list(EXAMPLE_CATEGORIES)), (["--categories", "cat"], ["cat"]):
+        args = build_parser().parse_args(["--example", *given])
+        take_example(args)
+        assert args.categories == expected and len(expand_inputs(args.input)) == 4
+    args = build_parser().parse_args(["--example", "--config-file", "shapes_tiny_panoptic"])
+    take_example(args)
+    assert args.categories is None  # its classes are fixed
 
 
 def test_inputs_are_expanded(folder, monkeypatch):

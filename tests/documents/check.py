@@ -31,11 +31,13 @@ PARSED_ONLY = {
     "tools/analyze_model.py": "counts models of full size; tests/cli runs it small",
     "tools/gpu_check.py": "needs a GPU",
     "tools/slurm_train.py": "needs a cluster; tests/cli runs it on this machine",
+    "tools/hub.py": "needs a hub; tests/test_hub.py has one, and does the same with it",
     "demo/app.py": "serves until it is stopped; tests/web runs it in a browser",
     "datasets/prepare_[!s]*.py": "needs the files of the data set; tests/data runs it on small ones",
     "tools/convert_data.py": "needs the files of the data set; tests/data runs it on small ones",
 }
 DATA_SETS = re.compile(r"berries|shapes_\w+|coco_2017_(train|val)")  # those that have stand-ins
+NEEDS_NETWORK = re.compile(r"IDEA-Research/|hub\.py pu")
 PLACEHOLDERS = re.compile(r"ADDRESS_OR_FILE|PATH$|\.\.\.|/path/to|NAME=|FILE FOLDER|--webcam|--num-machines")
 SMALL_TEST = "INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0"
 SMALL_TRAINING = (
@@ -63,6 +65,7 @@ def plan(name: str) -> Iterator[Step]:
         yield Step(name, command.text, [] if reason else words_to_run(command), reason)
     for body in blocks(TEXTS[name], "python"):
         reason = "a file; tests/examples/test_examples.py runs it" if is_example(body) else None
+        reason = "needs a network" if NEEDS_NETWORK.search(body) else reason
         yield Step(name, body.strip(), [sys.executable, "-c", body], reason)
 
 
@@ -80,6 +83,8 @@ def why_not(command: Command) -> str | None:
     for pattern, why in PARSED_ONLY.items():
         if fnmatch.fnmatch(script, pattern):
             return why
+    if NEEDS_NETWORK.search(command.text):
+        return "needs a network"
     if PLACEHOLDERS.search(command.text):
         return "names a placeholder"
     if command.is_mention:

@@ -17,6 +17,7 @@ from unittest import mock
 
 from grounding_dino.cli.arguments import ENTRY_POINT
 from grounding_dino.cli.main import COMMANDS as ENTRY_POINTS
+from grounding_dino.thresholds import CategoryThresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), ROOT / "datasets" / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -171,8 +172,9 @@ def parse(script: str, arguments: Sequence[str]) -> argparse.Namespace:
     def stop(parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> argparse.Namespace:
         raise _Parsed(parse_args(parser, *args, **kwargs))  # type: ignore[call-overload]
 
+    made_by_others = mock.patch.object(CategoryThresholds, "load", lambda path: CategoryThresholds())  # read in parsing
     try:
-        with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+        with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), made_by_others:
             main(list(arguments))
     except _Parsed as parsed:
         return parsed.options

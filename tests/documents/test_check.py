@@ -41,9 +41,9 @@ def test_what_has_no_stand_in_is_left_out_with_a_reason():
 
 
 @pytest.mark.parametrize("name", ROOT_STEPS)
-def test_most_of_the_first_documents_is_run(name):
+def test_the_first_documents_are_run(name):
     steps = list(plan(name))
-    assert sum(step.reason is None for step in steps) >= 3
+    assert any(step.reason is None for step in steps)
 
 
 @pytest.mark.slow

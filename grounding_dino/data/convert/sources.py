@@ -20,7 +20,7 @@ from grounding_dino.data.datasets.rows import RowError, RowReport, json_line_fil
 
 Record = dict[str, Any]
 
-OBJECT_KEYS = ("id", "area", "segmentation")
+OBJECT_KEYS = ("id", "area", "segmentation", "score")
 PICTURE_ID_KEYS = ("original_img_id", "original_id")  # Flickr30k's and GQA's
 SENTENCE_KEYS = (*PICTURE_ID_KEYS, "dataset_name")
 

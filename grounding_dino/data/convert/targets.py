@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -142,7 +141,7 @@ def _detection_row(record: Record, names: Sequence[str]) -> Record:
         label = annotation["category_id"]
         instance = {"bbox": _corners(annotation["bbox"]), "label": label, "category": names[label]}
         # Keys of COCO that other readers of ODVG pass over
-        extra = {key: annotation[key] for key in OBJECT_KEYS if key in annotation}
+        extra: Record = {key: annotation[key] for key in OBJECT_KEYS if key in annotation}
         instances.append({**instance, **extra, **({"iscrowd": 1} if annotation["iscrowd"] else {})})
     return {**_odvg_facts(record), "detection": {"instances": instances}}
 
@@ -182,7 +181,7 @@ def _mdetr_sentence(number: int | str, record: Record, spans: list[list[list[int
 
 def _boxed(annotation: Record, image_id: int | str, ids: _Ids) -> Record:
     box = _rounded(annotation["bbox"])
-    extra = {"segmentation": annotation["segmentation"]} if "segmentation" in annotation else {}
+    extra: Record = {key: annotation[key] for key in ("segmentation", "score") if key in annotation}
     return {
         **{"id": ids.own(annotation.get("id")), "image_id": image_id, "bbox": box},
         **{
@@ -225,17 +224,26 @@ def _by_picture(records: Iterable[Record], categories: list[str], lost: Counter[
 
 
 class _Ids:
-    """Ids that differ: an entry's own, or where it has none or another has it, the next free number."""
+    """Ids that differ: an entry's own, or where it has none or another has it, the next free number.
+
+    Numbers that come in order take no memory.
+    """
 
     def __init__(self) -> None:
         self._taken: set[int | str] = set()
-        self._fresh = itertools.count(1)
+        self._low = 0  # all from 1 to here are taken, and not in the set
 
     def own(self, number: object) -> int | str:
-        if isinstance(number, bool) or not isinstance(number, (int, str)) or number in self._taken:
-            number = next(fresh for fresh in self._fresh if fresh not in self._taken)
+        if isinstance(number, bool) or not isinstance(number, (int, str)) or self._is_taken(number):
+            number = self._low + 1
         self._taken.add(number)
+        while self._low + 1 in self._taken:
+            self._low += 1
+            self._taken.remove(self._low)
         return number
+
+    def _is_taken(self, number: int | str) -> bool:
+        return number in self._taken or (isinstance(number, int) and 1 <= number <= self._low)
 
 
 # --------------------------------------------------------------------------------------------------------- files
