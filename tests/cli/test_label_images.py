@@ -280,7 +280,7 @@ def kill_one(process: subprocess.Popen[bytes], out: Path, name: str, after: int)
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """A folder of pictures, some broken, and the files of a run over them that nothing befell."""
     folder = tmp_path_factory.mktemp("whole")
-    pictures = write_pictures(folder / "in", 160, broken=8)
+    pictures = write_pictures(folder / "in", 96, broken=6)
     assert here(pictures, folder / "out", *FORMATS) == 1
     return pictures, label_files(folder / "out")
 
@@ -289,7 +289,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_killed_twice_every_picture_is_there_once(expected, tmp_path: Path) -> None:
     pictures, files = expected
     arguments = command(pictures, tmp_path / "out", "--workers", "2", *FORMATS)
-    for target in (16, 60):
+    for target in (16, 48):
         process = start(*arguments)
         wait_for(lambda target=target: lines_of_journal(tmp_path / "out") >= target, process)
         assert process.poll() is None
