@@ -1,4 +1,5 @@
-"""Packages that pyproject.toml cannot name: `configs/` goes into the wheel as `grounding_dino/configs`."""
+"""Packages that pyproject.toml cannot name: in the wheel `configs/` is `grounding_dino/configs`, and `demo/pictures` is
+`grounding_dino/example_pictures`."""
 
 from pathlib import Path
 
@@ -6,12 +7,13 @@ from setuptools import find_namespace_packages, setup
 
 ROOT = Path(__file__).parent
 config_folders = [ROOT / "configs", *(p for p in sorted((ROOT / "configs").rglob("*")) if p.is_dir())]
-configs = {".".join(("grounding_dino", *f.relative_to(ROOT).parts)): str(f.relative_to(ROOT)) for f in config_folders}
+elsewhere = {".".join(("grounding_dino", *f.relative_to(ROOT).parts)): str(f.relative_to(ROOT)) for f in config_folders}
+elsewhere["grounding_dino.example_pictures"] = "demo/pictures"
+
+sources = ["*.cpp", "*.cu", "*.cuh", "*.h"]
 
 setup(
-    packages=find_namespace_packages(include=["grounding_dino", "grounding_dino.*"]) + list(configs),
-    package_dir=configs,
-    package_data={
-        "": ["*.yaml", "*.css", "*.txt", "*.json", "*.cpp", "*.cu", "*.cuh", "*.h", "*.safetensors", "py.typed"],
-    },
+    packages=find_namespace_packages(include=["grounding_dino", "grounding_dino.*"]) + list(elsewhere),
+    package_dir=elsewhere,
+    package_data={"": [*sources, "*.yaml", "*.css", "*.txt", "*.json", "*.jpg", "*.safetensors", "py.typed"]},
 )

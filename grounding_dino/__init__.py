@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,12 @@ _PUBLIC = {
     "GroundingPredictor": "grounding_dino.predictor",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+if TYPE_CHECKING:  # the same for type checkers, which do not see through a table
+    from grounding_dino.config import add_grounding_dino_config
+    from grounding_dino.model_zoo import get_cfg
+    from grounding_dino.predictor import GroundingPredictor, load_predictor
+
+__all__ = ["GroundingPredictor", "__version__", "add_grounding_dino_config", "get_cfg", "load_predictor"]
 
 
 def __getattr__(name: str) -> object:

@@ -34,6 +34,20 @@ AUTHORS_CONFIGS = {
 }
 
 
+# What is drawn in the pictures of `example_pictures`, as far as SHIPPED_MODEL can be asked for it.
+EXAMPLE_CATEGORIES = (
+    *("blue star", "black star", "pink star", "red cross", "purple circle", "brown ring", "white diamond"),
+    *("orange ring", "red ring", "red triangle", "black triangle", "blue heart", "purple cross", "white ring"),
+    *("orange diamond", "orange crescent", "purple star", "red star", "orange circle", "purple crescent"),
+)
+
+
+def example_pictures() -> Path:
+    """The folder of pictures to try: `demo/pictures` of a checkout, or the copy in an installed package."""
+    checkout = PACKAGE.parent / "demo" / "pictures"
+    return checkout if checkout.is_dir() else PACKAGE / "example_pictures"
+
+
 def get_cfg() -> CfgNode:
     """Detectron2's default configuration with the keys of this project."""
     cfg = get_detectron2_cfg()

@@ -20,9 +20,10 @@ def result_records(found: Instances | Mapping[str, Any], masks: bool = True) -> 
         masks: with the masks, as COCO's compressed run lengths.
 
     Returns:
-        `detections`, best first: `label`, `score`, `box` XYXY in pixels, the index `category`, `mask`; `segments_info`
-        (panoptic): `id`, `label`, `category`, `isthing`, `area` in pixels, `mask`; `sem_seg`, the classes that are the
-        best somewhere, the largest first: `label`, `category`, `area`, `mask`.
+        `detections`, best first: `label`, `score`, `box` XYXY in pixels, the index `category`, the number `track` in a
+        video whose objects are followed, `mask`; `segments_info` (panoptic): `id`, `label`, `category`, `isthing`,
+        `area` in pixels, `mask`; `sem_seg`, the classes that are the best somewhere, the largest first: `label`,
+        `category`, `area`, `mask`.
     """
     if not isinstance(found, Mapping):
         return {"detections": detection_records(found, masks)}
@@ -48,6 +49,9 @@ def detection_records(found: Instances, masks: bool = True) -> list[Record]:
     if found.has("pred_classes"):
         for record, index in zip(records, found.pred_classes.tolist()):
             record["category"] = index
+    if found.has("track_ids"):
+        for record, number in zip(records, found.track_ids.tolist()):
+            record["track"] = number
     if masks and found.has("pred_masks"):
         for record, mask in zip(records, found.pred_masks):  # one at a time: they may be many and large
             record["mask"] = _run_lengths(mask)

@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from grounding_dino.drawing.canvas import Canvas, enlarged, fill_mask, fill_segments, outline_box, paint_labels
-from grounding_dino.drawing.labels import lay_out_labels
+from grounding_dino.drawing.canvas import (
+    Canvas,
+    enlarged,
+    fill_mask,
+    fill_segments,
+    frame_of,
+    outline_box,
+    paint_labels,
+)
+from grounding_dino.drawing.labels import Rectangle, lay_out_labels
 from grounding_dino.drawing.palette import Color, color_of
 from grounding_dino.drawing.text import line_width, text_size
 
@@ -135,19 +143,27 @@ def _paint_objects(
         line = max(1, line // 2)  # the masks' outlines show the objects already
         for mask, color in zip(masks, colors):
             fill_mask(canvas, _resized(mask, width, height), color, MASK_ALPHA, line)
-    boxes = boxes.clip(-1e6, 1e6)  # an infinite one is cut; NaN stays
-    drawn = [index for index, box in enumerate(boxes) if np.isfinite(box).all() and _is_seen(box, width, height)]
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    for index in sorted(drawn, key=lambda index: -areas[index]):
-        outline_box(canvas, boxes[index], colors[index], line)
+    frames = {index: _frame(box, line, width, height) for index, box in enumerate(boxes)}
+    seen = {index: frame for index, frame in frames.items() if frame is not None}
+    for index in sorted(seen, key=lambda index: -_area(seen[index])):
+        outline_box(canvas, seen[index], colors[index], line)
     labels = lay_out_labels(
-        [texts[index] for index in drawn],
-        (boxes[drawn] + np.array((-line, -line, line, line)) / 2).clip(0, (width, height, width, height)),
+        [texts[index] for index in seen],
+        list(seen.values()),
         (width, height),
         size,
-        None if scores is None else [scores[index] for index in drawn],
+        None if scores is None else [scores[index] for index in seen],
     )
-    paint_labels(canvas, labels, [colors[index] for index in drawn], max(1, line_width(size) // 2))
+    paint_labels(canvas, labels, [colors[index] for index in seen], max(1, line_width(size) // 2))
+
+
+def _area(rectangle: Rectangle) -> int:
+    return (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])
+
+
+def _frame(box: NDArray[np.float64], line: int, width: int, height: int) -> Rectangle | None:
+    """The frame of a box, of an infinite one what is in the picture; None where a corner is NaN."""
+    return None if np.isnan(box).any() else frame_of(box.clip(-1e6, 1e6), line, (width, height))
 
 
 def _paint_panoptic(canvas: Canvas, ids: NDArray[Any], segments_info: Any, names: Sequence[str]) -> None:
@@ -197,10 +213,6 @@ def _corners(boxes: Any) -> NDArray[np.float64]:
     return np.asarray(boxes.tensor.detach().cpu(), dtype=np.float64).reshape(-1, 4)
 
 
-def _is_seen(box: NDArray[np.float64], width: int, height: int) -> bool:
-    return bool(box[2] >= 0 and box[3] >= 0 and box[0] <= width and box[1] <= height)
-
-
 def _resized(mask: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     if mask.shape == (height, width):
         return mask
@@ -221,7 +233,8 @@ def _mask_arrays(masks: Any, size: tuple[int, ...]) -> Iterable[NDArray[np.uint8
 def _of_mask(mask: Any) -> NDArray[np.uint8]:
     if isinstance(mask, Mapping):
         return np.ascontiguousarray(coco_mask.decode(mask))
-    return np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask).astype(np.uint8)
+    values = np.ascontiguousarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+    return values.view(np.uint8) if values.dtype == np.bool_ else values.astype(np.uint8)
 
 
 def _of_polygons(polygons: Sequence[Any], height: int, width: int) -> NDArray[np.uint8]:

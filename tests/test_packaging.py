@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,12 +15,14 @@ import grounding_dino
 from grounding_dino.cli.doctor import PYTHON_TESTED, requirements
 
 import pytest
+import yaml
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "grounding_dino"
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
-SETUP = "pyproject.toml", "setup.py", "README.md", "LICENSE"
+SETUP = "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"
+PICTURES = "demo/pictures/"
 NOT_PACKED = {".md", ".log", ".so", ".pyc"}  # of the files below grounding_dino/
 # What an installed copy needs besides Python code.
 NEEDED = (
@@ -71,6 +74,34 @@ def test_python_versions_are_one_range():
     assert f'target-version = "py{low[0]}{low[1]}"' in PYPROJECT
 
 
+def test_the_version_is_said_once_and_the_documents_follow_it():
+    assert 'dynamic = ["version"]' in PYPROJECT and "grounding_dino.__version__" in PYPROJECT
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    heading = re.compile(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", re.MULTILINE)
+    newest = heading.search((ROOT / "CHANGELOG.md").read_text()).groups()
+    assert newest == (grounding_dino.__version__, str(citation["date-released"]))
+    assert citation["version"] == grounding_dino.__version__
+
+
+def test_the_citation_has_what_its_format_demands():
+    """Of cff-version 1.2.0: https://github.com/citation-file-format/citation-file-format/blob/1.2.0/schema.json"""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys() and citation["cff-version"] == "1.2.0"
+    for entry in (citation, *citation["references"]):
+        assert entry["title"] and entry["type"] in ("software", "article") and entry["authors"]
+        assert all(a.keys() == {"name"} or a.keys() == {"family-names", "given-names"} for a in entry["authors"])
+    assert citation["license"] == re.search(r'^license = "(.*)"', PYPROJECT, re.MULTILINE)[1]
+
+
+def test_what_extras_ask_for_the_tests_have():
+    """With nothing skipped: what an extra names, `dev` names in the same words."""
+    block = PYPROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    found = re.findall(r"^([\w-]+) = \[(.*?)\](?: *#[^\n]*)?$", block, re.MULTILINE | re.DOTALL)
+    options = {name: set(re.findall(r'"([^"]+)"', body)) for name, body in found}
+    assert "hub" in options
+    assert not {name: wanted - options["dev"] for name, wanted in options.items() if wanted - options["dev"]}
+
+
 def test_nobody_owns_the_name_detectron2():
     """On the index: whoever takes it would be installed with us."""
     assert not re.search(r'^\s*"detectron2', PYPROJECT, re.MULTILINE)
@@ -100,6 +131,7 @@ def packed_files():
     """What belongs into the wheel, by its name there."""
     files = [file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     names = {str(file.relative_to(ROOT)) for file in files if file.suffix not in NOT_PACKED}
+    names |= {f"grounding_dino/example_pictures/{file.name}" for file in (ROOT / "demo" / "pictures").iterdir()}
     return names | {f"grounding_dino/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
 
 
@@ -115,7 +147,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     for name in SETUP:
         shutil.copy(ROOT / name, folder)
-    for name in ("grounding_dino", "configs", "tests/cli"):
+    for name in ("grounding_dino", "configs", "demo/pictures", "tests/cli"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return folder
 
@@ -146,7 +178,9 @@ def test_source_distribution_builds_the_same_wheel(source, wheel, tmp_path):
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.replace("grounding_dino/configs/", "configs/") for name in packed} <= names
+    for inside, outside in (("grounding_dino/configs/", "configs/"), ("grounding_dino/example_pictures/", PICTURES)):
+        packed = {name.replace(inside, outside) for name in packed}
+    assert packed <= names
     assert set(SETUP) <= names
 
 
@@ -165,21 +199,89 @@ def overlap(box, truth):
     return common / ((box[2] - box[0]) * (box[3] - box[1]) + width * height - common)
 
 
+def environment_with(wheel, folder, *search):
+    """An environment of nothing but the wheel, and of the packages in the folders `search`; its interpreter."""
+    run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    python = str(folder / "bin" / "python")
+    site = run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]).strip()
+    # .pth files in a folder that is named by one are not read, so an editable installation there stays out of the way
+    Path(site, "others.pth").write_text("\n".join(search))
+    run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", str(wheel)])
+    return python
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The interpreter of a fresh environment with the wheel and this one's torch and other packages."""
+    return environment_with(wheel, tmp_path_factory.mktemp("installed"), sysconfig.get_paths()["purelib"])
+
+
+def surroundings(tmp_path):
+    """Environment variables without a path to the checkout, or to a model hub."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "PYTHON"))
+    }
+    return {**kept, "GROUNDING_DINO_CACHE": str(tmp_path / "cache")}
+
+
 @pytest.mark.slow
-def test_installed_copy_detects_from_another_folder_without_network(wheel, tmp_path):
-    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+def test_installed_copy_detects_from_another_folder_without_network(installed, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
-    run([*pip, str(wheel)])
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    environment |= {"PYTHONPATH": str(target), "GROUNDING_DINO_CACHE": str(tmp_path / "cache")}
     picture = str(ROOT / "demo" / "pictures" / "stars.jpg")
-    command = [*without_network(), sys.executable, "-c", DETECT, picture, *STARS]
-    result = json.loads(run(command, cwd=elsewhere, env=environment).splitlines()[-1])
-    assert all(folder.startswith(str(target)) for folder in result["folders"])
+    command = [*without_network(), installed, "-c", DETECT, picture, *STARS]
+    result = json.loads(run(command, cwd=elsewhere, env=surroundings(tmp_path)).splitlines()[-1])
+    prefix = str(Path(installed).parents[1])
+    assert all(folder.startswith(prefix) for folder in result["folders"])
     found = {
         name
         for name, box in zip(result["labels"], result["boxes"], strict=True)
         if name in STARS and overlap(box, STARS[name]) >= 0.5
     }
     assert len(found) >= 4, f"of {sorted(STARS)} only {sorted(found)} were found"
+
+
+@pytest.mark.slow
+def test_installed_command_runs_the_demo_in_an_empty_folder(installed, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = [*without_network(), str(Path(installed).with_name("grounding-dino")), "demo", "--example"]
+    environment = {**surroundings(tmp_path), "GROUNDING_DINO_KERNELS": "off"}
+    output = run([*command, "--output", "out", "--json", "found.json"], cwd=empty, env=environment)
+    assert "blue star" in output
+    pictures = {file.name for file in (ROOT / "demo" / "pictures").iterdir()}
+    assert {file.name for file in (empty / "out").iterdir()} == pictures
+    assert len(json.loads((empty / "found.json").read_text())) == len(pictures)
+
+
+USER_PROGRAM = """
+from grounding_dino import GroundingPredictor, load_predictor
+from grounding_dino.hub import ModelCard
+
+predictor: GroundingPredictor = load_predictor("shapes_tiny", device="cpu")
+reveal_type(predictor.classes)
+reveal_type(ModelCard("apache-2.0", "drawn shapes").results)
+load_predictor(device=3)
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_types_of_the_installed_package(wheel, tmp_path):
+    python = environment_with(wheel, tmp_path / "bare")  # without torch, whose types would take a minute
+    (tmp_path / "program.py").write_text(USER_PROGRAM)
+    mypy = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        python,
+        "--ignore-missing-imports",
+        "--no-error-summary",
+    ]
+    done = subprocess.run(
+        [*mypy, "program.py"], capture_output=True, text=True, cwd=tmp_path, env=surroundings(tmp_path)
+    )
+    lines = [line.partition(": ")[2] for line in done.stdout.splitlines()]
+    assert len(lines) == 3, done.stdout + done.stderr
+    assert "tuple[str, ...] | None" in lines[0] and "Mapping[str, float]" in lines[1]
+    assert 'incompatible type "int"; expected "str | None"' in lines[2]

@@ -7,25 +7,15 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grounding_dino.cli.arguments import count, count_or_none, program
-from grounding_dino.cli.demo import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from grounding_dino.predictor import GroundingPredictor
     from grounding_dino.web.detection import Detector
-    from grounding_dino.web.layout import Example
 
 logger = logging.getLogger(__name__)
-
-EXAMPLES = {  # of demo/pictures, what there is to be found
-    "crescent.jpg": "red triangle, purple cross, white ring, orange diamond, orange crescent",
-    "rings.jpg": "orange ring, red ring, brown ring, red triangle, black triangle, blue heart",
-    "stars.jpg": "blue star, black star, pink star, red cross, purple circle, brown ring",
-    "unseen_pairs.jpg": "purple star, red star, orange circle, purple crescent",
-}
 
 EPILOG = """\
 examples:
@@ -85,9 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     server.add_argument("--port", type=count_or_none, default=7860, help="its port; 0 takes a free one (default: 7860)")
     server.add_argument("--root-path", default="", metavar="PATH", help="the path below which a proxy serves the page")
-    server.add_argument(
-        "--examples", metavar="FOLDER", help="pictures to choose from (default: demo/pictures, where it is there)"
-    )
+    server.add_argument("--examples", metavar="FOLDER", help="pictures to choose from (default: four of drawn shapes)")
     return parser
 
 
@@ -99,12 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f'{parser.prog}: error: the page needs gradio: pip install "gradio>=6.31,<7"', file=sys.stderr)
         return 2
+    from grounding_dino.web.examples import find_examples
     from grounding_dino.web.server import build_app, listen, own_folder, serve
 
     try:
-        detector = build_detector(args)
+        examples, detector = find_examples(args.examples), build_detector(args)
         with own_folder() as folder, listen(args.host, args.port) as listening:
-            app = build_app(detector, find_examples(args.examples), folder, args.root_path)
+            app = build_app(detector, examples, folder, args.root_path)
             host, port = listening.getsockname()[:2]
             address = f"http://{'localhost' if host in ('127.0.0.1', '::1') else host}:{port}{args.root_path}"
             names = ", ".join(detector.shelf.models)
@@ -140,18 +129,3 @@ def build_detector(args: argparse.Namespace) -> Detector:
     shelf = ModelShelf(served_models(args.model, args.opts), load, args.models_in_memory)
     limits = Limits(args.max_megapixels, args.max_megabytes << 20, args.timeout)
     return Detector(shelf, limits, thresholds)
-
-
-def find_examples(folder: str | None) -> list[Example]:
-    """The pictures of a folder, sorted; without one those of demo/pictures, with what is in them, where they are there.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
-    from grounding_dino.web.layout import Example
-
-    place = Path(folder).expanduser() if folder else Path(__file__).resolve().parents[2] / "demo" / "pictures"
-    if folder and not place.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder!r} (--examples)")
-    files = sorted(file for file in place.glob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
-    return [Example(file, "" if folder else EXAMPLES.get(file.name, "")) for file in files]

@@ -193,13 +193,16 @@ def facts_of(
 
 def measured(judged: Sequence[JudgedCategory], thresholds: CategoryThresholds) -> dict[str, Any]:
     """Measures of each category and of all, with the thresholds and with the default, as json holds them."""
-    from grounding_dino.evaluation.calibration import compared, mean_f1, total
+    from grounding_dino.evaluation.calibration import compared, gain_over_default, mean_f1, total
 
+    gain, error = gain_over_default(judged, thresholds)
     rows = compared(judged, thresholds)
     ours, default = [row[1] for row in rows], [row[2] for row in rows]
     return {
         "mean_f1": _number(mean_f1(ours)),
         "mean_f1_at_default": _number(mean_f1(default)),
+        "mean_f1_gain": _number(gain),
+        "mean_f1_gain_standard_error": _number(error),
         "f1_of_all": _number(total(ours).f1),
         "f1_of_all_at_default": _number(total(default).f1),
         "categories": {
@@ -222,7 +225,7 @@ def _number(value: float) -> float | None:
 
 def print_table(name: str, judged: Sequence[JudgedCategory], thresholds: CategoryThresholds) -> None:
     """What the thresholds give in a data set, beside the default."""
-    from grounding_dino.evaluation.calibration import compared, mean_f1, total
+    from grounding_dino.evaluation.calibration import compared, gain_over_default, mean_f1, total
     from grounding_dino.tables import format_table
     from grounding_dino.thresholds import BOX_THRESHOLD
 
@@ -234,13 +237,20 @@ def print_table(name: str, judged: Sequence[JudgedCategory], thresholds: Categor
     ]
     ours, default = [row[1] for row in compared_rows], [row[2] for row in compared_rows]
     rows.append(("all objects", str(total(ours).num_objects), "", *_shown(total(ours), total(default))))
-    rows.append(("mean of categories", "", "", "", "", f"{mean_f1(ours):.3f}", f"{mean_f1(default):.3f}"))
-    print(format_table(header, rows, indent=""), end="\n\n")
+    rows.append(("mean of categories", "", "", "", "", _decimal(mean_f1(ours)), _decimal(mean_f1(default))))
+    print(format_table(header, rows, indent=""))
+    gain, error = gain_over_default(judged, thresholds)
+    if gain == gain:
+        print(f"gain over the default: {gain:+.3f} in the mean of categories, standard error {error:.3f}")
+    print()
 
 
 def _shown(mine: Measures, default: Measures) -> tuple[str, ...]:
-    values = (mine.precision, mine.recall, mine.f1, default.f1)
-    return tuple("-" if value != value else f"{value:.3f}" for value in values)
+    return tuple(map(_decimal, (mine.precision, mine.recall, mine.f1, default.f1)))
+
+
+def _decimal(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"
 
 
 def print_notes(calibration: Calibration, args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from grounding_dino.cli.arguments import INTERRUPTED, count, count_or_none, program
 from grounding_dino.cli.choice_arguments import add_choice_options
 from grounding_dino.cli.model_arguments import add_model_options
+from grounding_dino.cli.video_arguments import add_video_options, video_problem
 from grounding_dino.picture_files import PICTURE_SUFFIXES
 from grounding_dino.text.names import names_in
 
@@ -24,17 +25,19 @@ logger = logging.getLogger(__name__)
 
 EPILOG = """\
 examples:
+  %(prog)s --example --output out
   %(prog)s --input demo/pictures --output out --categories "red circle" "blue star"
   %(prog)s --input "photos/*.jpg" --output out --text "cat . dog ." --json out.json
   %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --input a.jpg --output b.jpg \\
       --caption "two dogs left of the man"
   %(prog)s --config-file mask_dino/coco/r50_panoptic --weights maskdino_r50_panoptic.pth --input a.jpg --output out
   %(prog)s --input photos --output out --categories cup --not-wanted bowl vase --thresholds thresholds.json
-  %(prog)s --video-input in.mp4 --output out.mp4 --categories person
+  %(prog)s --video-input in.mp4 --output out.mp4 --categories person --track --json tracks.json
 DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
 segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
 Without --config-file and --weights the small model that comes with the package is used.
-The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage, 130 after Ctrl-C."""
+The exit code is 0 if all went well, 1 if some pictures failed or a video is cut off, 2 on wrong usage, 130 after
+Ctrl-C."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,12 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of them, or quoted glob patterns")
     source.add_argument("--video-input", metavar="FILE", help="a video file")
     source.add_argument("--webcam", action="store_true", help="the first camera; ends with q, Esc or Ctrl-C")
+    source.add_argument("--example", action="store_true", help="pictures in the package, and what is in them")
     texts = parser.add_argument_group("what to look for, one of; none for a model of fixed classes")
     text = texts.add_mutually_exclusive_group()
     text.add_argument("--categories", nargs="+", metavar="NAME", help='names: --categories cat "traffic light"')
     text.add_argument("--text", help='names in one string: --text "cat . traffic light ."')
     text.add_argument("--caption", help="free text; detections are named by its words")
     add_choice_options(parser)
+    add_video_options(parser)
     _add_run_options(parser)
     return parser
 
@@ -85,10 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
+        take_example(args)
         prompt = prompt_of(args)
         jobs = plan_outputs(expand_inputs(args.input), args.output) if args.input else []
         prepare_json(args.json)
-        problem = text_problem(args, prompt)  # before weights are fetched
+        problem = text_problem(args, prompt) or video_problem(args)  # before weights are fetched
         if problem:
             parser.error(problem)
         from grounding_dino.predictor import load_predictor
@@ -108,6 +114,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"{parser.prog}: error: {reason}", file=sys.stderr)
         return 2
+
+
+def take_example(args: argparse.Namespace) -> None:
+    """The pictures of `--example` as `--input`, and their categories where the model reads a text and none is given."""
+    if not args.example:
+        return
+    from grounding_dino.model_zoo import EXAMPLE_CATEGORIES, example_pictures, load_cfg
+
+    args.input = [str(example_pictures())]
+    given = (args.categories, args.text, args.caption)
+    if all(text is None for text in given) and load_cfg(args.config_file, args.opts).MODEL.TEXT_ENCODER.NAME:
+        args.categories = list(EXAMPLE_CATEGORIES)
 
 
 def prompt_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,17 +33,29 @@ class Check(NamedTuple):
 
 
 def requirements() -> dict[str, str]:
-    """Package -> version specifier that this project declares ("" for any); from its metadata, or its pyproject.toml
-    where it runs from a checkout that is not installed."""
-    try:
-        lines = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        file = Path(grounding_dino.__file__).resolve().parent.parent / "pyproject.toml"
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        block = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
-        lines = re.findall(r'"([^"]+)"', block.group(1)) if block else []
-    found = (re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)", line) for line in lines if "extra ==" not in line)
+    """Package -> version specifier that this project declares ("" for any)."""
+    found = (re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)", line) for line in _declared() if "extra ==" not in line)
     return {match.group(1).lower(): match.group(2).strip() for match in found if match}
+
+
+def _declared() -> list[str]:
+    """The requirements as metadata have them; those of an extra end in `; extra == "name"`.
+
+    A checkout's own file, which says what its code needs, comes before what was once installed of it.
+    """
+    file = Path(grounding_dino.__file__).resolve().parent.parent / "pyproject.toml"
+    if not file.is_file():
+        try:
+            return importlib.metadata.requires(DISTRIBUTION) or []
+        except importlib.metadata.PackageNotFoundError:
+            return []
+    plain, _, optional = file.read_text(encoding="utf-8").partition("[project.optional-dependencies]")
+    block = re.search(r"^dependencies = \[(.*?)^\]", plain, re.DOTALL | re.MULTILINE)
+    lines = re.findall(r'"([^"]+)"', block.group(1)) if block else []
+    pattern = re.compile(r"^([\w-]+) = \[(.*?)\](?: *#[^\n]*)?$", re.DOTALL | re.MULTILINE)
+    for name, body in pattern.findall(optional.partition("\n[")[0]):
+        lines += [f'{package}; extra == "{name}"' for package in re.findall(r'"([^"]+)"', body)]
+    return lines
 
 
 def check_python() -> list[Check]:
@@ -71,6 +83,39 @@ def check_packages(wanted: dict[str, str] | None = None) -> list[Check]:
             remedy = f'pip install "{name}{specifier}"'
             checks.append(Check(name, f"{version} (outside the tested range: {specifier})", remedy))
     return checks
+
+
+def extras() -> dict[str, list[str]]:
+    """Extra -> the packages that it installs, as the project declares them; without `dev`."""
+    found: dict[str, list[str]] = {}
+    for line in _declared():
+        package, _, condition = line.partition(";")
+        match = re.search(r"extra == ['\"]([\w-]+)['\"]", condition)
+        name = re.match(r"[A-Za-z0-9._-]+", package)
+        if match and name and match.group(1) != "dev":
+            found.setdefault(match.group(1), []).append(name.group())
+    return found
+
+
+def check_extras() -> list[Check]:
+    """What is installed of the optional packages, a line an extra; none of them has to be."""
+    checks = []
+    for extra, packages in sorted(extras().items()):
+        versions = {package: _version(package) for package in packages}
+        missing = [package for package, version in versions.items() if not version]
+        if missing:
+            text = f'not installed ({", ".join(missing)}): pip install "{DISTRIBUTION}[{extra}]"'
+        else:
+            text = ", ".join(f"{package} {version}" for package, version in versions.items())
+        checks.append(Check(f"extra {extra}", text))
+    return checks
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _fits(version: str, specifier: str) -> bool:
@@ -155,6 +200,7 @@ CHECKS: tuple[Callable[[], list[Check]], ...] = (
     check_cache,
     check_vocabulary,
     check_shipped_model,
+    check_extras,
 )
 
 

@@ -12,9 +12,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--config-file",
         default="shapes_tiny",
         metavar="FILE",
-        help="a .yaml file or a short name (default: shapes_tiny)",
+        help="a .yaml file, a short name, a folder with a model, or owner/name of a hub (default: shapes_tiny)",
     )
-    model.add_argument("--weights", metavar="FILE", help="a checkpoint of any origin: file, folder or URL")
+    model.add_argument("--weights", metavar="FILE", help="a checkpoint of any origin: file, folder, URL or owner/name")
     model.add_argument("--device", help="cuda, cpu, ... (default: a GPU where there is one)")
     model.add_argument(
         "--opts",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grounding_dino.cli.demo import write_json
 from grounding_dino.predictor import GroundingPredictor
 from grounding_dino.result_records import result_records
+from grounding_dino.video.source import TimedFrame, VideoSource
+from grounding_dino.video.writer import SUFFIXES, FrameWriter
 from grounding_dino.visualization import draw_results
 
 import cv2
@@ -19,8 +23,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 WINDOW = "detections"
-CAMERA_FRAMES_PER_SECOND = 15.0  # where the camera does not say
-_CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+
+
+class FoundFrame(NamedTuple):
+    """A frame's place in the video, the frame, and what was found in it."""
+
+    number: int
+    frame: TimedFrame
+    found: Any
 
 
 def run_video(predictor: GroundingPredictor, path: str | None, prompt: dict[str, Any], args: argparse.Namespace) -> int:
@@ -29,80 +39,102 @@ def run_video(predictor: GroundingPredictor, path: str | None, prompt: dict[str,
     Raises:
         ValueError: the video or camera cannot be opened, or there is neither --output, --json nor a window.
     """
-    source = open_source(path)
+    source = VideoSource(path)
     show = path is None or not (args.output or args.json)
     if show and not has_window():
         if not (args.output or args.json):
             raise ValueError("no window can be opened here: give --output FILE or --json FILE")
         show = False
-    fps = source.get(cv2.CAP_PROP_FPS) or CAMERA_FRAMES_PER_SECOND
-    total = int(source.get(cv2.CAP_PROP_FRAME_COUNT)) if path is not None else 0
-    writer = FrameWriter(output_file(args.output, path), fps) if args.output else None
-    records = []
+    writer = FrameWriter(output_file(args.output, path), source.fps) if args.output else None
+    records: list[dict[str, Any]] = []
+    start = time.monotonic()
     try:
-        for number, frames in enumerate(batches(tqdm(frames_of(source), total=total or None, unit="frame"), args)):
-            results = predictor(
-                frames,
-                box_threshold=args.confidence_threshold,
-                text_threshold=args.text_threshold,
-                image_format="BGR",
-                **prompt,
-            )
-            for offset, (frame, found) in enumerate(zip(frames, results)):
-                found_there = result_records(found, masks=bool(args.json))
-                records.append({"frame": number * args.batch_size + offset, **found_there})
-                if writer is None and not show:
-                    continue
-                drawn = draw_results(np.ascontiguousarray(frame[..., ::-1]), found)[..., ::-1]
-                if writer is not None:
-                    writer.write(drawn)
-                if show and not show_frame(drawn):
-                    return 0
+        for item in found_frames(predictor, source, prompt, args):
+            results = result_records(item.found, masks=bool(args.json))
+            records.append({"frame": item.number, "time": round(item.frame.time, 4), **results})
+            if writer is None and not show:
+                continue
+            drawn = draw_results(np.ascontiguousarray(item.frame.picture[..., ::-1]), item.found)[..., ::-1]
+            if writer is not None:
+                writer.write(drawn, item.frame.time)
+            if show and not show_frame(drawn):
+                return 0
     except KeyboardInterrupt:
         if path is not None:
             raise
     finally:
-        source.release()
+        source.close()
         if writer is not None:
             writer.close()
         if args.json:
             write_json(args.json, records)
         if show:
             cv2.destroyAllWindows()
-    if path is not None and not records:
+        report(source, records, writer, time.monotonic() - start)
+    if path is not None and not source.read:
         raise ValueError(f"the video {path!r} has no frame that can be read")
-    return 0
+    incomplete = source.incomplete()
+    if incomplete:
+        print(incomplete, file=sys.stderr)
+    return 1 if incomplete else 0
 
 
-def open_source(path: str | None) -> cv2.VideoCapture:
-    """The opened video file or first camera.
+def found_frames(
+    predictor: GroundingPredictor, source: VideoSource, prompt: dict[str, Any], args: argparse.Namespace
+) -> Iterator[FoundFrame]:
+    """What the model finds in each frame and, with --track, which object each detection is."""
+    bar = tqdm(source, total=source.length or None, unit="frame")
+    if not args.track:
+        yield from detected(predictor, bar, prompt, args, args.confidence_threshold)
+        return
+    from grounding_dino.video.tracking import ObjectTracker, weaker
 
-    Raises:
-        ValueError, FileNotFoundError: it cannot be opened.
-    """
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"there is no video {path!r}")
-    source = cv2.VideoCapture(0 if path is None else path)
-    if not source.isOpened():
-        what = "the first camera" if path is None else f"the video {path!r}"
-        raise ValueError(f"{what} cannot be opened by OpenCV")
-    return source
-
-
-def frames_of(source: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
-    """The frames, (H, W, 3) BGR, until the source ends."""
-    while True:
-        good, frame = source.read()
-        if not good:
-            return
-        yield np.asarray(frame, dtype=np.uint8)
+    tracker: ObjectTracker[FoundFrame] = ObjectTracker(source.fps, args.confidence_threshold, args.track_buffer)
+    for item in detected(predictor, bar, prompt, args, weaker(args.confidence_threshold)):
+        instances = item.found["instances"] if isinstance(item.found, Mapping) else item.found
+        yield from map(_with_tracks, tracker.push(item, instances, item.frame.time))
+    yield from map(_with_tracks, tracker.finish())
 
 
-def batches(frames: Iterator[NDArray[np.uint8]], args: argparse.Namespace) -> Iterator[list[NDArray[np.uint8]]]:
-    """The frames in lists of `args.batch_size`."""
+def detected(
+    predictor: GroundingPredictor,
+    frames: Iterable[TimedFrame],
+    prompt: dict[str, Any],
+    args: argparse.Namespace,
+    threshold: Any,
+) -> Iterator[FoundFrame]:
+    """What the model finds in each frame, `args.batch_size` of them at once."""
+    numbers = itertools.count()
     frames = iter(frames)
     while batch := list(itertools.islice(frames, args.batch_size)):
-        yield batch
+        results = predictor(
+            [frame.picture for frame in batch],
+            box_threshold=threshold,
+            text_threshold=args.text_threshold,
+            image_format="BGR",
+            **prompt,
+        )
+        yield from (FoundFrame(next(numbers), frame, found) for frame, found in zip(batch, results))
+
+
+def _with_tracks(tracked: tuple[FoundFrame, Any]) -> FoundFrame:
+    item, instances = tracked
+    found = {**item.found, "instances": instances} if isinstance(item.found, Mapping) else instances
+    return item._replace(found=found)
+
+
+def report(source: VideoSource, records: list[dict[str, Any]], writer: FrameWriter | None, elapsed: float) -> None:
+    """Print how many frames were done, how fast, in proportion to the time that they show, and what was written."""
+    if not records:
+        return
+    shown = records[-1]["time"] + 1 / source.fps
+    speed = f"{len(records)} frames in {elapsed:.1f} s: {len(records) / elapsed:.1f} frames/s"
+    if source.path is not None:  # a camera's frames come as fast as they are taken
+        speed += f", real-time factor {shown / elapsed:.2f} ({shown:.1f} s of video)"
+    tracks = {found["track"] for record in records for found in record.get("detections", ()) if "track" in found}
+    print(speed + (f", {len(tracks)} tracks" if tracks else ""))
+    if writer is not None:
+        print(f"{writer.path}: {writer.codec}")
 
 
 def output_file(output: str, path: str | None) -> Path:
@@ -112,38 +144,12 @@ def output_file(output: str, path: str | None) -> Path:
         ValueError: it is the input.
     """
     target = Path(output)
-    if target.suffix.lower() not in _CODECS:
+    if target.suffix.lower() not in SUFFIXES:
         target = target / (f"{Path(path).stem}.mp4" if path is not None else "webcam.mp4")
     if path is not None and target.resolve() == Path(path).resolve():
         raise ValueError(f"--output {output!r} would overwrite the input; name another file or folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
-
-
-class FrameWriter:
-    """Writes frames to a video file, opened at the first frame, whose size it takes."""
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.fps = path, fps
-        self._writer: cv2.VideoWriter | None = None
-
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        """Append a frame (H, W, 3) BGR.
-
-        Raises:
-            ValueError: OpenCV cannot write this kind of file here.
-        """
-        if self._writer is None:
-            codec = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self.path), codec, self.fps, (frame.shape[1], frame.shape[0]))
-            if not self._writer.isOpened():
-                raise ValueError(f"OpenCV cannot write the video {str(self.path)!r}; try the ending .avi")
-        self._writer.write(np.ascontiguousarray(frame))
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
 
 
 def has_window() -> bool:

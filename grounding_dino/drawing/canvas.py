@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grounding_dino.drawing.labels import PlacedLabel
+from grounding_dino.drawing.labels import PlacedLabel, Rectangle
 from grounding_dino.drawing.palette import Color, as_bytes, contrasting
 from grounding_dino.drawing.text import draw_text
 
@@ -30,20 +30,27 @@ def enlarged(picture: NDArray[np.uint8], scale: float) -> Canvas:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
 
 
-def outline_box(canvas: Canvas, box: NDArray[np.floating], color: Color, width: int) -> None:
-    """Draw the outline of an XYXY box, as a frame of whole pixels on its edge, with a dark casing.
+def frame_of(box: NDArray[np.floating], width: int, picture: tuple[int, int]) -> Rectangle | None:
+    """The rectangle of whole pixels whose border, `width` wide, is drawn for an XYXY box; None outside the picture.
 
-    A box so small that its lines would hide what is in it has them outside.
+    The border is on the box's edge, or inside of the picture's. A box so small that its lines would hide what is in it
+    has them outside.
+
+    Args:
+        picture: its width and height.
     """
-    height, broad = canvas.shape[:2]
-    x0, x1 = _span(float(box[0]), float(box[2]), width, broad)
-    y0, y1 = _span(float(box[1]), float(box[3]), width, height)
-    if x0 >= x1 or y0 >= y1:
-        return
+    x0, x1 = _span(float(box[0]), float(box[2]), width, picture[0])
+    y0, y1 = _span(float(box[1]), float(box[3]), width, picture[1])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def outline_box(canvas: Canvas, frame: Rectangle, color: Color, width: int) -> None:
+    """Draw the border of a rectangle of :func:`frame_of`, with a dark casing."""
+    x0, y0, x1, y1 = frame
     casing = _casing(width)
     _blend_frame(canvas, (x0 - casing, y0 - casing, x1 + casing, y1 + casing), casing, _BLACK, CASING)
     _blend_frame(canvas, (x0 + width, y0 + width, x1 - width, y1 - width), casing, _BLACK, CASING)
-    _blend_frame(canvas, (x0, y0, x1, y1), width, as_bytes(color), 1.0)
+    _blend_frame(canvas, frame, width, as_bytes(color), 1.0)
 
 
 def fill_mask(canvas: Canvas, mask: NDArray[np.uint8], color: Color, alpha: float, outline: int = 0) -> None:
@@ -120,7 +127,7 @@ def _span(low: float, high: float, width: int, limit: int) -> tuple[int, int]:
     return max(first, 0), min(last, limit)
 
 
-def _blend_frame(canvas: Canvas, frame: tuple[int, int, int, int], width: int, color: Any, alpha: float) -> None:
+def _blend_frame(canvas: Canvas, frame: Rectangle, width: int, color: Any, alpha: float) -> None:
     """Blend a colour into the four sides of a frame; no pixel twice."""
     x0, y0, x1, y1 = frame
     if x0 >= x1 or y0 >= y1:

@@ -77,8 +77,8 @@ class LabelLayout:
         x0, y0, x1, y1 = (float(value) for value in box)
         touching, costs = _in_the_middle(size, box) if centred else _at_edges(size, (x0, y0, x1, y1))
         chosen = self._best(size, box, self._inside(touching, size), costs, centred)
-        corners = self._inside(_around(size, (x0, y0, x1, y1)), size)
         if chosen is None:
+            corners = self._inside(_around(size, (x0, y0, x1, y1)), size)
             away = _gap_between(corners, size, box) / size[1]
             chosen = self._best(size, box, corners, _AWAY + _DISTANCE * away, centred)
         if chosen is None and forced:

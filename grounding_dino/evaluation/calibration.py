@@ -33,12 +33,16 @@ class JudgedCategory:
         scores: (N,) float32.
         right: (N,) bool: matched to an object that no better one is matched to. Those in crowd regions are left out.
         num_objects: that are no crowd.
+        pictures: (N,) place of each detection's picture in the set.
+        objects_by_picture: (P,) of `num_objects`.
     """
 
     name: str
     scores: NDArray[np.float32]
     right: NDArray[np.bool_]
     num_objects: int
+    pictures: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    objects_by_picture: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     def kept(self, thresholds: Floats) -> tuple[Floats, Floats]:
         """For each of (T,) thresholds how many detections exceed it, and how many right ones."""
@@ -105,17 +109,31 @@ def judge(truth: COCO, results: Sequence[Mapping[str, Any]], iou: float = 0.5) -
     for picture in matching.evalImgs:
         if picture is not None:
             parts[picture["category_id"]].append(picture)
-    return [_judged(str(truth.cats[number]["name"]), parts[number]) for number in matching.params.catIds]
+    place = {number: index for index, number in enumerate(matching.params.imgIds)}
+    return [_judged(str(truth.cats[number]["name"]), parts[number], place) for number in matching.params.catIds]
 
 
-def _judged(name: str, pictures: Sequence[dict[str, Any]]) -> JudgedCategory:
+def _judged(name: str, pictures: Sequence[dict[str, Any]], place: Mapping[int, int]) -> JudgedCategory:
     empty = np.zeros(0)
     scores = np.concatenate([empty, *(picture["dtScores"] for picture in pictures)])
     matched = np.concatenate([empty, *(picture["dtMatches"][0] for picture in pictures)]) > 0
     counts = ~np.concatenate([empty, *(picture["dtIgnore"][0] for picture in pictures)]).astype(bool)
-    objects = sum(int((~np.asarray(picture["gtIgnore"], dtype=bool)).sum()) for picture in pictures)
+    places = np.repeat(
+        np.array([place[picture["image_id"]] for picture in pictures], np.int64),
+        [len(picture["dtScores"]) for picture in pictures],
+    )
+    objects = np.zeros(len(place), np.int64)
+    for picture in pictures:
+        objects[place[picture["image_id"]]] += int((~np.asarray(picture["gtIgnore"], dtype=bool)).sum())
     order = np.argsort(-scores[counts], kind="stable")
-    return JudgedCategory(name, scores[counts][order].astype(np.float32), matched[counts][order], objects)
+    return JudgedCategory(
+        name,
+        scores[counts][order].astype(np.float32),
+        matched[counts][order],
+        int(objects.sum()),
+        places[counts][order],
+        objects,
+    )
 
 
 def _without_detections(truth: COCO) -> COCO:
@@ -293,3 +311,40 @@ def compared(
         (category, category.measures(thresholds.of(category.name)), category.measures(BOX_THRESHOLD))
         for category in categories
     ]
+
+
+def gain_over_default(
+    categories: Sequence[JudgedCategory], thresholds: CategoryThresholds, draws: int = 1000
+) -> tuple[float, float]:
+    """By how much the mean F1 is better than with the predictor's own default, and the standard error of that.
+
+    The error is that over sets drawn from the pictures with replacement (a paired bootstrap, always the same draws).
+    Both are NaN where there is no object.
+    """
+    if not any(category.num_objects for category in categories):
+        return float("nan"), float("nan")
+    num_pictures = len(categories[0].objects_by_picture)
+    values = (thresholds.of, lambda name: BOX_THRESHOLD)
+    counts = np.stack(
+        [[_by_picture(category, value(category.name)) for value in values] for category in categories], axis=-1
+    )  # (2, 3, P, K): thresholds and default; detections, right ones, objects
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=draws)  # (draws, P)
+    gains = _mean_f1_of(np.concatenate([np.ones((1, num_pictures)), weights]) @ counts)
+    return float(gains[0, 0] - gains[1, 0]), float(np.nanstd((gains[0] - gains[1])[1:]))
+
+
+def _by_picture(category: JudgedCategory, threshold: float) -> Floats:
+    """(3, P): detections, right ones and objects of each picture."""
+    number = len(category.objects_by_picture)
+    kept = category.scores > np.float32(threshold)
+    parts = (np.bincount(category.pictures[mask], minlength=number) for mask in (kept, kept & category.right))
+    return np.stack([*parts, category.objects_by_picture]).astype(np.float64)
+
+
+def _mean_f1_of(counts: Floats) -> Floats:
+    """(2, draws) from counts (2, 3, draws, K): the mean over the categories with objects in the draw; NaN of none."""
+    detected, right, objects = counts[:, 0], counts[:, 1], counts[:, 2]
+    f1 = np.where(objects > 0, 2 * right / np.maximum(detected + objects, 1), 0.0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(f1.sum(axis=-1) / (objects > 0).sum(axis=-1))

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, str], None]
 CATEGORIES, CAPTION = "Categories", "Caption"
 TEXT_THRESHOLD = 0.25
+SHOWN_PIXELS = 560  # of the longer side of a result on the page, at least
 MAX_TEXT = 5000  # characters; a prompt has 256 tokens, and a list of names is split over several
 
 
@@ -59,6 +60,7 @@ class Answer:
         record: `width`, `height` and the results by kind, as the demo writes them to its json.
         names: all categories that were looked for; empty for a caption.
         drawing: the picture with what was found, an array (H, W, 3) of uint8.
+        preview: the same; small pictures are enlarged before lines and names are drawn, so that these are sharp.
         seconds: of the model, without loading it.
     """
 
@@ -67,6 +69,7 @@ class Answer:
     record: dict[str, Any]
     names: list[str]
     drawing: Any
+    preview: Any
     seconds: float
 
 
@@ -192,7 +195,10 @@ class Detector:
         height, width = picture.shape[:2]
         record = {"width": width, "height": height, **result_records(found)}
         names = options.get("categories") or (list(predictor.classes or ()))
-        return Answer(request.name, request.model, record, names, draw_results(picture, found), seconds)
+        drawing = preview = draw_results(picture, found)
+        if max(width, height) < SHOWN_PIXELS:
+            preview = draw_results(picture, found, scale=SHOWN_PIXELS / max(width, height))
+        return Answer(request.name, request.model, record, names, drawing, preview, seconds)
 
     def _options(self, request: Request) -> dict[str, Any]:
         """The predictor's arguments."""

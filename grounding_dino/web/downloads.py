@@ -28,7 +28,7 @@ def write_preview(answer: Answer, folder: Path) -> Path:
     """The drawing as the page shows it, small enough for a telephone."""
     from PIL import Image
 
-    drawing, path = Image.fromarray(answer.drawing), folder / "preview.webp"
+    drawing, path = Image.fromarray(answer.preview), folder / "preview.webp"
     drawing.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
     drawing.save(path, quality=90)
     return path

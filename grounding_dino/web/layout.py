@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grounding_dino.thresholds import BOX_THRESHOLD, CategoryThresholds
 from grounding_dino.web.detection import CAPTION, CATEGORIES, MAX_TEXT, TEXT_THRESHOLD
+from grounding_dino.web.examples import Example
 from grounding_dino.web.models import ServedModel
 from grounding_dino.web.results import message_html
 
@@ -27,14 +27,6 @@ NAME_EXAMPLES = """() => {
   new MutationObserver(nameThem).observe(document.body, {childList: true, subtree: true});
   nameThem();
 }"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A picture to choose, and what to look for in it."""
-
-    path: Path
-    text: str = ""
 
 
 class Controls:
@@ -62,7 +54,6 @@ class Controls:
             lines=2,
             max_lines=6,
             max_length=MAX_TEXT,
-            visible=reads_text,
             elem_id="text",
             render=False,
         )
@@ -70,12 +61,11 @@ class Controls:
             [CATEGORIES, CAPTION],
             value=CATEGORIES,
             label="Read it as",
-            visible=reads_text,
             elem_id="kind",
             render=False,
         )
         self.chosen = [self._examples(examples)] if examples else []  # what happens when an example is chosen
-        with gr.Group(elem_id="prompt"):
+        with gr.Group(visible=reads_text, elem_id="prompt") as self.prompt:
             self.text.render()
             self.kind.render()
         with gr.Row(elem_id="buttons"):
@@ -174,7 +164,9 @@ class Results:
 
 def head() -> None:
     """The title."""
-    gr.HTML(f"<header><h1>{TITLE}</h1><p>Upload a picture and write what to look for in it.</p></header>")
+    gr.HTML(
+        f"<header><h1>{TITLE}</h1><p>Upload a picture and write what to look for in it.</p></header>", elem_id="head"
+    )
 
 
 def theme() -> Any:

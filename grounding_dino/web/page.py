@@ -11,7 +11,8 @@ from typing import Any
 from grounding_dino.thresholds import BOX_THRESHOLD
 from grounding_dino.web.detection import CAPTION, CATEGORIES, TEXT_THRESHOLD, Answer, Detector, Refused, Request
 from grounding_dino.web.downloads import write_downloads, write_preview
-from grounding_dino.web.layout import NAME_EXAMPLES, TITLE, Controls, Example, Results, head
+from grounding_dino.web.examples import Example
+from grounding_dino.web.layout import NAME_EXAMPLES, TITLE, Controls, Results, head
 from grounding_dino.web.results import message_html, summary_html, table_html
 
 import gradio as gr
@@ -67,7 +68,7 @@ class Page:
             cancels=answered,
             **_AT_ONCE,
         )
-        shown = [controls.text, controls.kind, controls.not_wanted, controls.text_threshold]
+        shown = [controls.prompt, controls.text, controls.not_wanted, controls.text_threshold]
         gr.on(
             [controls.model.change, controls.kind.change], self.show, [controls.model, controls.kind], shown, **_AT_ONCE
         )
@@ -92,15 +93,9 @@ class Page:
     def show(self, model: str, kind: str) -> list[Any]:
         """Show what the chosen model reads; a model of fixed classes reads no text."""
         if model not in self._models or not self._models[model].reads_text:
-            hidden = gr.Textbox(value="", visible=False)
-            return [hidden, gr.Radio(visible=False), hidden, gr.Slider(visible=False)]
+            return [gr.Group(visible=False), "", gr.Textbox(value="", visible=False), gr.Slider(visible=False)]
         is_caption = kind == CAPTION
-        return [
-            gr.Textbox(visible=True),
-            gr.Radio(visible=True),
-            gr.Textbox(visible=not is_caption),
-            gr.Slider(visible=is_caption),
-        ]
+        return [gr.Group(visible=True), gr.skip(), gr.Textbox(visible=not is_caption), gr.Slider(visible=is_caption)]
 
     async def answer(
         self,

@@ -104,6 +104,7 @@ def test_another_set_is_evaluated_with_them(calibrate, pictures, capsys):
     measured = CategoryThresholds.load(pictures / "out" / "t.json").facts["evaluation"]
     assert measured["data_set"] == "held_out" and measured["categories"]["blue star"]["f1"] is None
     assert measured["categories"]["red circle"]["f1"] == measured["mean_f1"] > measured["mean_f1_at_default"] == 0
+    assert measured["mean_f1_gain"] == measured["mean_f1"] and "gain over the default: +" in output
 
 
 def test_a_precision_that_a_category_cannot_reach(calibrate, pictures, capsys):

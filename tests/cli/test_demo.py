@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from grounding_dino.cli.demo import build_parser, expand_inputs, main, plan_outputs, prompt_of
-from grounding_dino.model_zoo import build_model, load_cfg
+from grounding_dino.cli.demo import build_parser, expand_inputs, main, plan_outputs, prompt_of, take_example
+from grounding_dino.model_zoo import EXAMPLE_CATEGORIES, build_model, load_cfg
 from grounding_dino.predictor import load_predictor
 from grounding_dino.tables import format_table
 
@@ -173,6 +173,16 @@ def test_prompts():
     assert prompt("--caption", "a cat.") == {"caption": "a cat."}
     with pytest.raises(ValueError, match="nothing to look for"):
         prompt("--text", " . ")
+
+
+def test_the_example_brings_its_pictures_and_names():
+    for given, expected in ([], list(EXAMPLE_CATEGORIES)), (["--categories", "cat"], ["cat"]):
+        args = build_parser().parse_args(["--example", *given])
+        take_example(args)
+        assert args.categories == expected and len(expand_inputs(args.input)) == 4
+    args = build_parser().parse_args(["--example", "--config-file", "shapes_tiny_panoptic"])
+    take_example(args)
+    assert args.categories is None  # its classes are fixed
 
 
 def test_inputs_are_expanded(folder, monkeypatch):
@@ -341,6 +351,25 @@ def test_webcam(run, video, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: real("no such camera"))
     assert run("--webcam", "--output", tmp_path / "cam2.avi") == 2
     assert "first camera" in capsys.readouterr().err
+
+
+def test_a_video_that_is_cut_off_gives_what_it_has(run, video, tmp_path, capsys):
+    content = video.read_bytes()
+    third = -1
+    for _ in range(3):
+        third = content.index(b"00dc", third + 1)  # where a frame begins
+    video.write_bytes(content[:third])
+    assert run("--video-input", video, "--output", tmp_path / "o.mp4", "--json", tmp_path / "o.json") == 1
+    captured, records = capsys.readouterr(), json.loads((tmp_path / "o.json").read_text())
+    assert "cut off" in captured.err and 0 < len(records) < 4 and "frames/s" in captured.out
+    assert cv2.VideoCapture(str(tmp_path / "o.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == len(records)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 99])
+def test_what_is_no_video_is_refused(run, tmp_path, capsys, content):
+    (tmp_path / "in.mp4").write_bytes(content)
+    assert run("--video-input", tmp_path / "in.mp4", "--output", tmp_path / "o.mp4") == 2
+    assert "in.mp4' cannot be opened" in capsys.readouterr().err and not (tmp_path / "o.mp4").exists()
 
 
 def test_a_video_is_not_overwritten(run, video, capsys):

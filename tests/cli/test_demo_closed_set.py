@@ -115,7 +115,7 @@ def test_video(run, tmp_path):
     assert run("--video-input", tmp_path / "in.avi", "--output", tmp_path / "o.avi", "--json", tmp_path / "o.json") == 0
     assert cv2.VideoCapture(str(tmp_path / "o.avi")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
     records = json.loads((tmp_path / "o.json").read_text())
-    assert [set(record) for record in records] == [{"frame", "detections", "segments_info", "sem_seg"}] * 2
+    assert [set(record) for record in records] == [{"frame", "time", "detections", "segments_info", "sem_seg"}] * 2
 
 
 @pytest.mark.parametrize("text", [["--categories", "disc"], ["--text", "disc ."], ["--caption", "a disc"]])

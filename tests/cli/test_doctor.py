@@ -49,6 +49,15 @@ def test_the_declared_ranges_are_found() -> None:
     assert wanted["torch"].startswith(">=")
 
 
+def test_extras_are_a_line_each_and_never_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row.name: row for row in doctor.check_extras()}
+    assert {"extra hub", "extra lora", "extra huggingface"} <= set(rows) and "extra dev" not in rows
+    assert rows["extra hub"].text.startswith("huggingface_hub ") and not any(row.remedy for row in rows.values())
+    monkeypatch.setattr(doctor, "extras", lambda: {"some": ["numpy", "no-such-package"]})
+    (row,) = doctor.check_extras()
+    assert row.text == 'not installed (no-such-package): pip install "grounding-dino-detectron2[some]"'
+
+
 def test_versions_outside_the_range_are_reported() -> None:
     rows = {row.name: row for row in doctor.check_packages({"torch": ">=2.6", "numpy": "<1.0"})}
     assert rows["torch"].remedy == "" and "in the tested range: >=2.6" in rows["torch"].text

@@ -63,7 +63,8 @@ def test_palette_is_distinct_and_scaled():
 
 
 def test_random_color_is_of_the_palette():
-    assert any(np.array_equal(random_color(rgb=True, maximum=1), c) for c in colormap(rgb=True, maximum=1))
+    color = random_color(rgb=True, maximum=1)
+    assert any(np.array_equal(color, c) for c in colormap(rgb=True, maximum=1))
 
 
 # Masks

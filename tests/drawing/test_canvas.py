@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grounding_dino.drawing.canvas import enlarged, fill_mask, fill_segments, outline_box, paint_plate
+from grounding_dino.drawing.canvas import enlarged, fill_mask, fill_segments, frame_of, outline_box, paint_plate
 from grounding_dino.drawing.text import find_font, label_size
 
 import numpy as np
@@ -20,8 +20,14 @@ def red(canvas: np.ndarray) -> np.ndarray:
     return (canvas == (255, 0, 0)).all(axis=-1)
 
 
+def outline(canvas: np.ndarray, box: list[float], width: int) -> None:
+    frame = frame_of(np.asarray(box), width, (canvas.shape[1], canvas.shape[0]))
+    if frame is not None:
+        outline_box(canvas, frame, RED, width)
+
+
 def test_a_frame_is_on_the_edge_and_as_wide_as_asked(canvas: np.ndarray) -> None:
-    outline_box(canvas, np.asarray([20.0, 30, 60, 80]), RED, 4)
+    outline(canvas, [20.0, 30, 60, 80], 4)
     expected = np.zeros((100, 120), dtype=bool)
     expected[28:82, 18:62] = True
     expected[32:78, 22:58] = False
@@ -31,20 +37,21 @@ def test_a_frame_is_on_the_edge_and_as_wide_as_asked(canvas: np.ndarray) -> None
 
 
 def test_a_frame_at_the_border_is_inside(canvas: np.ndarray) -> None:
-    outline_box(canvas, np.asarray([-30.0, 0, 120, 100]), RED, 3)
+    outline(canvas, [-30.0, 0, 120, 100], 3)
     assert red(canvas)[:3].all() and red(canvas)[-3:].all() and red(canvas)[:, :3].all() and red(canvas)[:, -3:].all()
     assert not red(canvas)[3:-3, 3:-3].any()
 
 
 def test_what_is_outside_is_not_drawn(canvas: np.ndarray) -> None:
-    outline_box(canvas, np.asarray([130.0, 10, 150, 20]), RED, 3)
-    outline_box(canvas, np.asarray([10.0, -20, 30, -5]), RED, 3)
+    outline(canvas, [130.0, 10, 150, 20], 3)
+    outline(canvas, [10.0, -20, 30, -5], 3)
     assert (canvas == 200).all()
+    assert frame_of(np.asarray([130.0, 10, 150, 20]), 3, (120, 100)) is None
 
 
 @pytest.mark.parametrize("side", [0.0, 0.4, 1, 2, 3, 5, 8])
 def test_small_boxes_are_seen_and_not_covered(canvas: np.ndarray, side: float) -> None:
-    outline_box(canvas, np.asarray([50.0, 50, 50 + side, 50 + side]), RED, 2)
+    outline(canvas, [50.0, 50, 50 + side, 50 + side], 2)
     rows = np.flatnonzero(red(canvas).any(axis=1))
     assert 6 <= rows[-1] - rows[0] + 1 <= side + 6
     assert not red(canvas)[int(50 + side / 2), int(50 + side / 2)]

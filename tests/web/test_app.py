@@ -68,15 +68,19 @@ def test_upload_type_see_boxes_and_save_them(
         assert np.allclose(found[name][1:], [left, top, left + width, top + height], atol=10), name
         assert found[name][0] > 0.35
     assert f"{len(table)} detections" in page.inner_text("#message")
-    _check_drawing(shown_picture(page), pictures, stars)
+    drawn = saved(page, "picture", tmp_path)
+    _check_drawing(drawn, pictures, stars)
+    shown, small = shown_picture(page), np.asarray(Image.open(drawn).convert("RGB").resize((560, 560))).astype(int)
+    assert shown.shape == small.shape and np.abs(shown - small).mean() < 12  # the same, with sharper lines and names
     page.screenshot(path=screenshots / "desktop.png", full_page=True)
     _check_files(page, tmp_path, found, stars)
     origin = page.url.rstrip("/")
     assert not [url for url in requests if not url.startswith((origin, "data:", "blob:"))]
 
 
-def _check_drawing(drawn: np.ndarray, pictures: Path, stars: Stars) -> None:
+def _check_drawing(file: Path, pictures: Path, stars: Stars) -> None:
     """Lines and labels around the objects are new, most of the picture is as it was."""
+    drawn = np.asarray(Image.open(file).convert("RGB")).astype(int)
     original = np.asarray(Image.open(pictures / "stars.jpg").convert("RGB")).astype(int)
     assert drawn.shape == original.shape
     changed = np.abs(drawn - original).max(axis=2) > 80
@@ -87,7 +91,6 @@ def _check_drawing(drawn: np.ndarray, pictures: Path, stars: Stars) -> None:
 
 
 def _check_files(page: Any, folder: Path, found: dict[str, list[float]], stars: Stars) -> None:
-    assert Image.open(saved(page, "picture", folder)).size == (384, 384)
     (record,) = json.loads(saved(page, "json", folder).read_text())
     assert record["file_name"] == "stars.jpg" and (record["width"], record["height"]) == (384, 384)
     best = {each["label"]: each["box"] for each in reversed(record["detections"])}

@@ -1,0 +1,1 @@
+"""Videos: frames with their times, files that browsers play, and objects followed from frame to frame."""
