@@ -69,3 +69,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
     parts = FENCE.split(markdown)
     return "".join(part if part.startswith("```") else LINK.sub(relink, part) for part in parts)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out the roles before names in docstrings, such as `:class:`, which Markdown does not know."""
+    return re.sub(r":(?:class|func|meth|mod|attr|data):(?=<code>)", "", html)

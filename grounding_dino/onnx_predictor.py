@@ -37,7 +37,8 @@ Pair = tuple[int, Prompt | ClassDescription]
 class OnnxPredictor:
     """`GroundingPredictor` of an exported file: the same call, the same detections, in numpy arrays.
 
-    Names that take several prompts run the whole model once for each of them, the backbone included.
+    Names that take several prompts run the whole model once for each of them, the backbone included. Of a model with
+    masks it gives instances alone, also where the configuration asked for panoptic or semantic results.
 
     Attributes:
         description: what the file says of its model.
@@ -62,6 +63,11 @@ class OnnxPredictor:
         self.batch_size = batch_size
         self._runtime = load_runtime(path, runtime, **options)
         self.description: ModelDescription = self._runtime.description
+        if self.description.masks is not None and not self.description.masks.instance:
+            raise ValueError(
+                f"the model of {self.path!r} gives panoptic or semantic results alone, which need torch; export it "
+                "with TEST.INSTANCE_ON True"
+            )
         text = self.description.text
         self.prompts = (
             None
@@ -223,7 +229,7 @@ class OnnxPredictor:
                 answer.check_finite()
             except FloatingPointError as error:
                 raise ValueError(f"{error}: look at the weights that {self.path!r} was exported from") from error
-            yield answer
+            yield answer.of_real_queries()
 
     def _read(
         self, answer: Answer, asked: Prompt | ClassDescription, picture: dict[str, Any], frame: Size
@@ -245,13 +251,16 @@ class OnnxPredictor:
     # ------------------------------------------------------------------------------------------------- results
 
     def _with_masks(self, found: Detections, picture: dict[str, Any], frame: Size) -> Detections:
-        if self.description.masks is None or found.mask_logits is None:
+        masks, classes = self.description.masks, self.description.classes
+        if masks is None or found.mask_logits is None:
             return found
+        if masks.panoptic and classes is not None and classes.things is not None:
+            found = found[np.isin(np.asarray(found.pred_classes), classes.things)]  # what else there is are segments
         image_size = picture["image"].shape[1:]
         place = MaskFrame(
             frame if self.description.padding_counts else image_size, image_size, (picture["height"], picture["width"])
         )
-        return with_masks(found, place, self.description.masks.mask_scores)
+        return with_masks(found, place, masks.mask_scores)
 
     def _named(self, found: Detections, asked: Asked, choice: DetectionChoice, text_threshold: float) -> Detections:
         """What a call returns for one picture: what is chosen of the pairs, with names."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +22,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "tests" / "reference"
 
 # A model of a few thousand weights with every part of Grounding DINO in it.
 TINY_OPTS = [
@@ -259,3 +262,14 @@ def write_coco(data_root: Path, write_picture: Callable[[Path], None]) -> Callab
         return content
 
     return write
+
+
+@pytest.fixture(scope="session")
+def shapes_tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in the package as an .onnx file, which takes most of a minute to write."""
+    path = tmp_path_factory.mktemp("exported") / "shapes_tiny.onnx"
+    # in a process of its own: pytest would record all that the tracer notes for debugging
+    command = [sys.executable, str(ROOT / "tools" / "export_model.py"), "--output", str(path), "--no-check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path

@@ -36,7 +36,8 @@ examples:
 DINO and Mask DINO find a fixed list of classes and take no text. Where a model gives several kinds of results, panoptic
 segments are drawn, else semantic classes with the instances on them; --opts TEST.PANOPTIC_ON False leaves one out.
 Without --config-file and --weights the small model that comes with the package is used.
-The exit code is 0 if all went well, 1 if some pictures failed, 2 on wrong usage, 130 after Ctrl-C."""
+The exit code is 0 if all went well, 1 if some pictures failed or a video is cut off, 2 on wrong usage, 130 after
+Ctrl-C."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,9 @@ names, without torch. A torch file calls this package's operator: import groundi
 examples:
   %(prog)s --output shapes_tiny.onnx
   %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --output swin_t.onnx
-  %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --format torch --output swin_t.pt2"""
+  %(prog)s --config-file swin_t_ogc --weights groundingdino_swint_ogc.pth --format torch --output swin_t.pt2
+  %(prog)s --output shapes_tiny_int8.onnx --quantize int8 --evaluate shapes_val
+  %(prog)s --from shapes_tiny.onnx --evaluate shapes_val"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +45,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--random-weights", action="store_true", help="export the model as it is before any training, to try a runtime"
     )
     parser.add_argument("--format", choices=FORMATS, help="by default what the ending of --output says")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the file to write, .onnx or .pt2")
+    parser.add_argument("--output", metavar="FILE", help="the file to write, .onnx or .pt2")
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", help="begin with this .onnx file, written before, instead of a model"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="keep large matrices in 8 bits (dynamic quantisation): a third of the size, see --evaluate for the cost",
+    )
+    parser.add_argument(
+        "--evaluate",
+        action="append",
+        default=[],
+        metavar="SET",
+        help="measure the .onnx file in a registered data set, before and after --quantize; may be repeated",
+    )
     parser.add_argument(
         "--opset", type=int, choices=OPSETS, default=OPSETS[0], help=f"of ONNX's operators (default {OPSETS[0]})"
     )
@@ -70,16 +87,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 also where the file's results are not the model's."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    kind = arguments.format or {ending: name for name, ending in FORMATS.items()}.get(Path(arguments.output).suffix)
-    if kind is None:
-        parser.error(f"--output {arguments.output!r} ends in neither .onnx nor .pt2; say --format onnx or torch")
-    if arguments.weights and arguments.random_weights:
-        parser.error("--weights and --random-weights exclude each other")
+    kind = _kind(parser, arguments)
     try:
+        if arguments.source:
+            return change_file(arguments)
         return export(arguments, kind)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _kind(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The format to write; ends the program where arguments do not go together."""
+    if not arguments.output and not (arguments.source and arguments.evaluate and not arguments.quantize):
+        parser.error("name the file to write with --output (--from FILE --evaluate SET alone writes none)")
+    if arguments.output and arguments.source and not arguments.quantize:
+        parser.error("with --from there is nothing to write to --output but what --quantize makes of the file")
+    endings = {ending: name for name, ending in FORMATS.items()}
+    kind: str | None = arguments.format or endings.get(Path(arguments.output or arguments.source).suffix)
+    if kind is None:
+        parser.error(f"--output {arguments.output!r} ends in neither .onnx nor .pt2; say --format onnx or torch")
+    if kind != "onnx" and (arguments.source or arguments.quantize or arguments.evaluate):
+        parser.error("--from, --quantize and --evaluate are of .onnx files")
+    if arguments.weights and arguments.random_weights:
+        parser.error("--weights and --random-weights exclude each other")
+    return kind
+
+
+def change_file(arguments: argparse.Namespace) -> int:
+    """Quantise and evaluate a file that was written before; the exit code.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file or data set, or one that cannot be evaluated.
+        ImportError: a package is missing.
+    """
+    if not os.path.isfile(arguments.source):
+        raise FileNotFoundError(f"there is no file {arguments.source!r} (--from)")
+    _evaluate(arguments.source, "as it is", arguments)
+    if arguments.quantize:
+        from grounding_dino.export.trace import check_folder
+
+        check_folder(arguments.output)
+        _quantize(arguments.source, arguments)
+    return 0
+
+
+def _quantize(source: str, arguments: argparse.Namespace) -> None:
+    from grounding_dino.export.quantize import quantize_file
+
+    before = os.path.getsize(source) / 1e6
+    count = quantize_file(source, arguments.output)
+    after = os.path.getsize(arguments.output) / 1e6
+    print(f"{arguments.output}: {count} matrices in {arguments.quantize}, {after:.1f} MB instead of {before:.1f}")
+    _evaluate(arguments.output, arguments.quantize, arguments)
+
+
+def _evaluate(path: str, what: str, arguments: argparse.Namespace) -> None:
+    """Print the metrics of each task in each data set of --evaluate."""
+    for name in arguments.evaluate:
+        from grounding_dino.export.evaluate import evaluate_file
+
+        for task, metrics in evaluate_file(path, name, arguments.opts).items():
+            listed = ", ".join(f"{key} {value:.2f}" for key, value in metrics.items() if "-" not in key)
+            print(f"{path} ({what}), {name}, {task}: {listed}", flush=True)
 
 
 def export(arguments: argparse.Namespace, kind: str) -> int:
@@ -105,9 +175,11 @@ def export(arguments: argparse.Namespace, kind: str) -> int:
     differences = _write(kind, graph, description, arguments)
     size = os.path.getsize(arguments.output) / 1e6
     print(f"{arguments.output}: {kind}, {size:.1f} MB, {time.perf_counter() - start:.0f} s")
-    if not arguments.check:
-        return 0
-    return _report(differences)
+    code = _report(differences) if arguments.check else 0
+    _evaluate(arguments.output, "float32", arguments)
+    if arguments.quantize and code == 0:
+        _quantize(arguments.output, arguments)
+    return code
 
 
 def _model(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grounding_dino.exported.description import ClassDescription, MaskDescription, ModelDescription, TextDescription
+from grounding_dino.exported.description import (
+    ClassDescription,
+    DenseDescription,
+    MaskDescription,
+    ModelDescription,
+    TextDescription,
+)
 
 from detectron2.config import CfgNode
 
 
 def describe_model(cfg: CfgNode, model: Any, name: str) -> ModelDescription:
-    """The description of a `GeneralizedDINO` of the configuration `name`."""
+    """The description of a model of the configuration `name`."""
     return ModelDescription(
         name=Path(name).stem,
         family=_family(cfg),
@@ -24,6 +30,7 @@ def describe_model(cfg: CfgNode, model: Any, name: str) -> ModelDescription:
         text=describe_text(cfg),
         classes=describe_classes(model),
         masks=_masks(model),
+        dense=_dense(model),
     )
 
 
@@ -50,7 +57,7 @@ def describe_classes(model: Any) -> ClassDescription | None:
 
 
 def _masks(model: Any) -> MaskDescription | None:
-    masks = model.masks
+    masks = getattr(model, "masks", None)
     if masks is None:
         return None
     return MaskDescription(
@@ -64,7 +71,24 @@ def _masks(model: Any) -> MaskDescription | None:
     )
 
 
+def _dense(model: Any) -> DenseDescription | None:
+    """How detections of a dense detector are chosen."""
+    detections = getattr(model, "detections", None)
+    if detections is None:
+        return None
+    return DenseDescription(
+        strides=tuple(model.strides),
+        score_threshold=detections.score_threshold,
+        pre_nms_topk=detections.pre_nms_topk,
+        nms_threshold=detections.nms_threshold,
+        rank_by_centerness=detections.rank_by_centerness,
+        nms_last_pixel=detections.nms_last_pixel,
+    )
+
+
 def _family(cfg: CfgNode) -> str:
+    if cfg.MODEL.META_ARCHITECTURE == "GLIP":
+        return "glip"
     if cfg.MODEL.TEXT_ENCODER.NAME:
         return "grounding_dino"
     return "mask_dino" if cfg.MODEL.MASK_ON else "dino"

@@ -28,7 +28,7 @@ def smallest_differences(
     for seed in range(1, 1 + PICTURES):
         example = Example.of_size(size, count=1, seed=seed)
         outputs = dict(zip(graph.output_names, map(np.asarray, run(example.inputs(graph)))))
-        found = differences(example.answers(graph.model), outputs)
+        found = differences(example.answers(graph), outputs)
         if not best or max(found.values()) < max(best.values()):
             best = found
         if max(best.values()) <= TOLERANCE:

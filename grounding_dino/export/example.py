@@ -59,15 +59,12 @@ class Example:
             "text_attention_mask": text.attention_mask,
         }
 
-    def answers(self, model: Any) -> dict[str, Tensor]:
+    def answers(self, graph: DetectorGraph) -> dict[str, Tensor]:
         """What the model itself finds in the first picture, by the graph's names of outputs."""
-        asked = [{"image": self.pictures[0]}]
+        model = graph.model
+        asked = model.classes if model.text_encoder is None else self._prompts(model, self.names[0])[0]
         with torch.no_grad():
-            features = model.extract_features(model.preprocess_image(asked))
-            prompts = [model.classes] if model.text_encoder is None else self._prompts(model, self.names[0])[:1]
-            found = model.detect(features, prompts).layers[-1]
-        outputs = {"pred_logits": found.pred_logits, "pred_boxes": found.pred_boxes}
-        return outputs if found.pred_masks is None else {**outputs, "pred_masks": found.pred_masks}
+            return dict(zip(graph.output_names, graph.answers(self.pictures[0], asked)))
 
     def _prompts(self, model: Any, names: list[str]) -> Any:
         return model.text_encoder.prompts.of_categories(names)

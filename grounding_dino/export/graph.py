@@ -77,8 +77,13 @@ class DetectorGraph(nn.Module):
             features = FeaturePyramid(maps, masks, has_padding=True, mask_map=mask_map)
             with _constant_number_of_queries(model.query_selection):
                 found: Predictions = model.find(features, text).layers[-1]
-        outputs = (found.pred_logits, found.pred_boxes)
-        return outputs if found.pred_masks is None else (*outputs, found.pred_masks)
+        return _outputs(found)
+
+    def answers(self, picture: Tensor, asked: Any) -> tuple[Tensor, ...]:
+        """What the model itself finds in a picture (3, h, w), asked for a prompt or its classes; as `forward`."""
+        features = self.model.extract_features(self.model.preprocess_image([{"image": picture}]))
+        found: Predictions = self.model.detect(features, [asked]).layers[-1]
+        return _outputs(found)
 
     def strides(self) -> list[int]:
         """Pixels to a cell of each level, finest first."""
@@ -111,12 +116,23 @@ class TextDetectorGraph(DetectorGraph):
         return self.find(images, padding_mask, text)
 
 
+def _outputs(found: Predictions) -> tuple[Tensor, ...]:
+    outputs = (found.pred_logits, found.pred_boxes)
+    return outputs if found.pred_masks is None else (*outputs, found.pred_masks)
+
+
 def _dino_graph(model: Any) -> DetectorGraph:
     return DetectorGraph(model) if model.text_encoder is None else TextDetectorGraph(model)
 
 
+def _glip_graph(model: Any) -> DetectorGraph:
+    from grounding_dino.export.glip_graph import GlipGraph
+
+    return GlipGraph(model)
+
+
 # By MODEL.META_ARCHITECTURE.
-GRAPHS: dict[str, Callable[[Any], DetectorGraph]] = {"GeneralizedDINO": _dino_graph}
+GRAPHS: dict[str, Callable[[Any], DetectorGraph]] = {"GeneralizedDINO": _dino_graph, "GLIP": _glip_graph}
 
 
 def graph_of(model: nn.Module) -> DetectorGraph:

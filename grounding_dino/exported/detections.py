@@ -75,13 +75,22 @@ class Answer:
     pred_masks: Array | None = None  # (Q, h, w) logits
     pred_quality: Array | None = None  # (Q,) logits: centerness of a dense detector's places
 
+    def of_real_queries(self) -> Answer:
+        """Without the surplus of queries, all logits -inf, that a small picture has no image tokens for."""
+        real = self.pred_logits.max(-1) != -np.inf
+        if real.all():
+            return self
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        kept: dict[str, Any] = {name: None if part is None else part[real] for name, part in parts.items()}
+        return Answer(**kept)
+
     def check_finite(self) -> None:
         """See that there are no NaN, which would pass no threshold and end as a picture without objects.
 
         Raises:
             FloatingPointError: there are some, or infinite boxes.
         """
-        parts = (self.pred_logits, self.pred_masks, self.pred_quality)
+        parts = (self.pred_logits.max(-1), self.pred_masks, self.pred_quality)
         finite = np.isfinite(self.pred_boxes).all() and not any(
             part is not None and np.isnan(part).any() for part in parts
         )

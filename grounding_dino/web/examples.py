@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from grounding_dino.cli.demo import PICTURE_SUFFIXES
-from grounding_dino.model_zoo import PACKAGE
+from grounding_dino.model_zoo import example_pictures
 
-# Where the project's own lie: in a checkout, and in an installed package. What there is to be found in them.
-_OWN = (PACKAGE.parent / "demo" / "pictures", PACKAGE / "example_pictures")
+# What there is to be found in the project's own.
 _TEXTS = {
     "crescent.jpg": "red triangle, purple cross, white ring, orange diamond, orange crescent",
     "rings.jpg": "orange ring, red ring, brown ring, red triangle, black triangle, blue heart",
@@ -34,7 +33,6 @@ def find_examples(folder: str | None = None) -> list[Example]:
     """
     if folder and not Path(folder).expanduser().is_dir():
         raise FileNotFoundError(f"there is no folder {folder!r} (--examples)")
-    own = next((place for place in _OWN if (place / "stars.jpg").is_file()), None)
-    place = Path(folder).expanduser() if folder else own
-    files = sorted(file for file in place.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES) if place else []
+    place = Path(folder).expanduser() if folder else example_pictures()
+    files = sorted(file for file in place.glob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
     return [Example(file, "" if folder else _TEXTS.get(file.name, "")) for file in files]

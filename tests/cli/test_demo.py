@@ -353,6 +353,25 @@ def test_webcam(run, video, monkeypatch, tmp_path, capsys):
     assert "first camera" in capsys.readouterr().err
 
 
+def test_a_video_that_is_cut_off_gives_what_it_has(run, video, tmp_path, capsys):
+    content = video.read_bytes()
+    third = -1
+    for _ in range(3):
+        third = content.index(b"00dc", third + 1)  # where a frame begins
+    video.write_bytes(content[:third])
+    assert run("--video-input", video, "--output", tmp_path / "o.mp4", "--json", tmp_path / "o.json") == 1
+    captured, records = capsys.readouterr(), json.loads((tmp_path / "o.json").read_text())
+    assert "cut off" in captured.err and 0 < len(records) < 4 and "frames/s" in captured.out
+    assert cv2.VideoCapture(str(tmp_path / "o.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == len(records)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 99])
+def test_what_is_no_video_is_refused(run, tmp_path, capsys, content):
+    (tmp_path / "in.mp4").write_bytes(content)
+    assert run("--video-input", tmp_path / "in.mp4", "--output", tmp_path / "o.mp4") == 2
+    assert "in.mp4' cannot be opened" in capsys.readouterr().err and not (tmp_path / "o.mp4").exists()
+
+
 def test_a_video_is_not_overwritten(run, video, capsys):
     assert run("--video-input", video, "--output", video) == 2
     assert "overwrite" in capsys.readouterr().err

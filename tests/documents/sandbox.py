@@ -38,7 +38,7 @@ PUBLISHED = {
     "mask_dino/coco/r50_panoptic": ["maskdino_r50_panoptic.pth"],
 }
 # Own checkpoints that pages go on from: copies of the shipped model.
-CHECKPOINTS = ["output/cells/model_final.pth", "output/cells/model_best.pth", "cells.pth"]
+CHECKPOINTS = ["output/cells/model_final.pth", "output/cells/model_best.pth", "output/cards/model_best.pth"]
 DATA_FOLDERS = ["cells", "cards", "."]  # with train.json, val.json and images
 PICTURES = [
     "street.jpg",
@@ -225,9 +225,16 @@ def _tiny_options(name: str) -> list[Any]:
 
 
 def _own_checkpoints(folder: Path) -> None:
+    """What the fine-tuning and the calibration of GETTING_STARTED.md leave, for pages that go on from it."""
+    from grounding_dino.model_zoo import load_cfg
+    from grounding_dino.thresholds import CategoryThresholds
+
     import torch
     from safetensors.torch import load_file
 
+    (folder / "output" / "cards").mkdir(parents=True)
+    (folder / "output" / "cards" / "config.yaml").write_text(load_cfg("shapes_tiny_finetune").dump())
+    CategoryThresholds().save(folder / "output" / "thresholds.json")
     state = {"model": load_file(folder / "grounding_dino" / "assets" / "shapes_tiny.safetensors")}
     for name in CHECKPOINTS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -77,9 +77,9 @@ def start_page() -> Callable[..., Any]:
     return serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium of the distribution, driven by playwright."""
+    """Chromium of the distribution, driven by playwright, whose event loop no later module is to meet."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         reason = "there is no Chromium: apt-get install chromium"

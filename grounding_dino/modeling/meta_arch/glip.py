@@ -171,7 +171,10 @@ class GLIP(PromptedDetector):
         Raises:
             ValueError: a prompt is longer than there are learned vectors.
         """
-        text: TextFeatures = self.text_encoder(prompts)
+        return self.with_prompt_vectors(self.text_encoder(prompts))
+
+    def with_prompt_vectors(self, text: TextFeatures) -> TextFeatures:
+        """`text` with the learned vectors of its places, if there are any; raises as :meth:`encode_text`."""
         if self.prompt_vectors is None:
             return text
         length, rows = text.embeddings.shape[1], self.prompt_vectors.num_embeddings
