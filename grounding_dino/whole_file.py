@@ -17,6 +17,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     try:
         with open(partial, "w", encoding="utf-8") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure could leave the name with nothing behind it
         os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

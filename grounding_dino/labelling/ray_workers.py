@@ -12,6 +12,10 @@ from grounding_dino.labelling.settings import LabelSettings
 if TYPE_CHECKING:
     from grounding_dino.labelling.labeller import Task
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 120.0  # seconds without a word from any worker
+
 LOCAL = "local"  # the address of a Ray of our own on this machine
 
 
@@ -49,6 +53,7 @@ class RayCrew:
         self._ray = import_ray()
         self._settings = settings
         self._workers: list[RayWorker] = []
+        self._has_begun = False
         address = address or os.environ.get("RAY_ADDRESS") or LOCAL
         own = {"num_cpus": size * settings.threads, "include_dashboard": False} if address == LOCAL else {}
         self._ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
@@ -66,7 +71,13 @@ class RayCrew:
         """See :class:`Crew`."""
         self._workers = [worker for worker in self._workers if not worker.is_closed]
         by_answer = {worker.answer: worker for worker in self._workers if worker.answer is not None}
-        ready, _ = self._ray.wait(list(by_answer), num_returns=1)
+        ready, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=_PATIENCE)
+        if not ready and not self._has_begun:
+            logger.warning(
+                "no worker has begun yet: the cluster has no room for %d with %d cores each, or is still making it",
+                *(self.size, self._settings.threads),
+            )
+        self._has_begun |= bool(ready)
         return [(by_answer[answer], by_answer[answer].event()) for answer in ready]
 
     def close(self) -> None:

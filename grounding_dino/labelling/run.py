@@ -65,7 +65,7 @@ class Crew(Protocol):
         """A new worker in one of `size` places; it answers with Ready or Refused first."""
 
     def wait(self) -> Sequence[tuple[Worker, Event]]:
-        """What workers answer; waits for at least one."""
+        """What workers answer; waits for one, or for some time."""
 
     def close(self) -> None:
         """End all workers."""
