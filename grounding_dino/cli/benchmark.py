@@ -11,7 +11,7 @@ from typing import Any
 
 from grounding_dino.cli.arguments import count, picture_size, program
 from grounding_dino.cli.benchmark_folder import add_folder_arguments, folder_report
-from grounding_dino.cli.benchmark_inference import OURS, SIDES, THEIRS, Plan, measure_model
+from grounding_dino.cli.benchmark_inference import EXPORTED, OURS, SIDES, THEIRS, Plan, measure_model
 from grounding_dino.cli.benchmark_inputs import DTYPES
 from grounding_dino.cli.benchmark_operator import deformable_attention_inputs, measure, measure_operator
 from grounding_dino.cli.benchmark_report import machine, operator_table, report, training_report
@@ -43,13 +43,14 @@ examples:
   %(prog)s --config-file swin_t_ogc --categories 80 --text-cache on --parts --sides ours
   %(prog)s --config-file swin_t_ogc --categories 1203 --text-cache on --parts --sides ours --dtype bf16
   %(prog)s --config-file dino/r50_4scale_12ep --config-file mask_dino/coco/r50_instance --size 800x1200
+  %(prog)s --config-file swin_t_ogc --onnx swin_t.onnx --dtype fp32 --size 800x1200
   %(prog)s --op --queries 1000 5000 20000 80000
   %(prog)s --train --config-file shapes_tiny --option "bf16 autocast"
   %(prog)s --train --against transformers --config-file swin_t_ogc --size 256x320 --batch 2 --categories 80"""
 REPEATS, MODEL_REPEATS = 7, 3
 # The flags that each kind of measurement reads, beside those of all: --json and --repeats.
 READ = {
-    "models": "config_file size dtype device batch categories sides text_cache parts opts",
+    "models": "config_file size dtype device batch categories sides onnx text_cache parts opts",
     "--op": "size dtype device queries scattered",
     "--train": "config_file device option dataset opts",
     "--train --against": "config_file size dtype device batch categories sides opts",
@@ -101,7 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=SIDES,
         help="; ".join(f"{k}: {v}" for k, v in SIDES.items())
-        + f" (default {OURS} and {THEIRS}, and tuned for models on a CPU)",
+        + f" (default {OURS} and {THEIRS}, and tuned on a CPU; {OURS} and {' and '.join(EXPORTED)} with --onnx)",
+    )
+    models.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="tools/export_model.py's file of the model, for the sides onnxruntime and openvino",
     )
     models.add_argument(
         "--text-cache", choices=("on", "off"), default="off", help="whether ours keeps text features (default off)"
@@ -164,6 +170,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--against is about training: give --train and --config-file as well")
     if args.sides and OURS not in args.sides:
         parser.error("--sides: name 'ours' as well, the side that others are compared with")
+    if args.onnx and (len(args.config_file) != 1 or not Path(args.onnx).is_file()):
+        parser.error(f"--onnx {args.onnx!r}: name one file that exists, and the one --config-file that it was made of")
+    if not args.onnx and set(args.sides or ()) & set(EXPORTED):
+        parser.error(f"--sides {' '.join(EXPORTED)}: give the exported file with --onnx")
     if args.against and "compiled" in (args.sides or ()):
         parser.error("--sides compiled: training is measured beside transformers as it comes, and tuned")
     if not (args.op or args.train) and args.dataset:
@@ -208,16 +218,18 @@ def _training(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _plan(args: argparse.Namespace) -> Plan:
     # On a GPU the C library's allocator decides nothing, and each side holds memory that the others want.
     on_gpu = torch.device(args.device or "cpu").type == "cuda"
+    sides = [OURS, *EXPORTED] if args.onnx else [OURS, THEIRS] if args.train or on_gpu else [OURS, THEIRS, "tuned"]
     return Plan(
         size=args.size,
         batch=args.batch,
         dtypes=args.dtype,
         device=args.device or "cpu",
         categories=args.categories,
-        sides=args.sides or ([OURS, THEIRS] if args.train or on_gpu else [OURS, THEIRS, "tuned"]),
+        sides=args.sides or sides,
         text_kept=args.text_cache == "on",
         with_parts=args.parts,
         repeats=args.repeats or MODEL_REPEATS,
+        exported=args.onnx or "",
     )
 
 

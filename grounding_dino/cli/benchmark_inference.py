@@ -14,12 +14,15 @@ from grounding_dino.cli.benchmark_workers import TUNED_ALLOCATOR, Worker, Worker
 
 OURS = "ours"
 THEIRS = "transformers"
+EXPORTED = ("onnxruntime", "openvino")  # runtimes of an exported file, in float32
 # What `--sides` chooses from, and what it says in the table.
 SIDES = {
     OURS: "ours",
     THEIRS: "transformers",
     "compiled": "transformers, torch.compile",
     "tuned": "transformers, allocator tuned",
+    "onnxruntime": "ours, exported, in ONNX Runtime",
+    "openvino": "ours, exported, in OpenVINO",
 }
 
 
@@ -31,6 +34,7 @@ class Plan(NamedTuple):
         categories: how many names are looked for.
         text_kept: whether our model keeps features of prompts from run to run; `transformers` cannot.
         with_parts: measure the parts as well.
+        exported: the .onnx file of the model, for the sides EXPORTED.
     """
 
     size: tuple[int, int]
@@ -42,6 +46,7 @@ class Plan(NamedTuple):
     text_kept: bool
     with_parts: bool
     repeats: int
+    exported: str = ""
 
 
 def measure_model(config: str, opts: Sequence[Any], plan: Plan) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def measure_model(config: str, opts: Sequence[Any], plan: Plan) -> dict[str, Any
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, contextlib.ExitStack() as stack:
         _say(f"{config}: building it with random weights")
         record |= _prepare(config, opts, folder, plan)
-        sides = [side for side in plan.sides if side == OURS or not record["obstacle"]]
+        sides = [side for side in plan.sides if side in (OURS, *EXPORTED) or not record["obstacle"]]
         workers, failed = _start(stack, folder, sides, plan)
         if not any(side == OURS for side, _ in workers):
             raise ValueError(f"{config}: {failed[0]['error']}")
@@ -101,7 +106,7 @@ def _start(
     workers: dict[tuple[str, str], Worker] = {}
     failed = []
     for side in sides:
-        for dtype in plan.dtypes:
+        for dtype in ["fp32"] if side in EXPORTED else plan.dtypes:
             _say(f"  warming up {SIDES[side]}, {dtype}")
             settings: dict[str, Any] = {"folder": folder, "size": plan.size, "batch": plan.batch, "dtype": dtype}
             settings |= {"categories": plan.categories, "device": plan.device}
@@ -109,9 +114,12 @@ def _start(
                 settings["text_kept"] = plan.text_kept
             elif side == "compiled":
                 settings["compiled"] = True
+            elif side in EXPORTED:
+                settings |= {"runtime": side, "file": plan.exported}
             environment = TUNED_ALLOCATOR if side == "tuned" else {}
             try:
-                worker = Worker(OURS if side == OURS else THEIRS, settings, environment)
+                role = "exported" if side in EXPORTED else OURS if side == OURS else THEIRS
+                worker = Worker(role, settings, environment)
             except WorkerError as error:
                 failed.append({"side": side, "dtype": dtype, "error": str(error)})
                 continue
@@ -198,7 +206,7 @@ def _relate(record: dict[str, Any]) -> None:
         row["faster_than"] = {
             dtype: medians[THEIRS, dtype] / median for dtype in ("fp32", "bf16", "fp16") if (THEIRS, dtype) in medians
         }
-        work = flops.get(OURS if row["side"] == OURS else THEIRS)
+        work = flops.get(OURS if row["side"] in (OURS, *EXPORTED) else THEIRS)
         if work and row["side"] == OURS and record["text_kept"]:  # what is kept is not computed in a run
             work -= flops["parts"].get("text encoder", 0)
         if work and record["prompts"] <= 1:  # operations are counted for one prompt

@@ -24,9 +24,12 @@ from grounding_dino.cli.benchmark_inputs import (
     inputs_of,
     load_transformers,
     names_of,
+    pictures_of,
+    prompts_of,
 )
 from grounding_dino.engine.process_memory import peak_resident_bytes
 
+import numpy as np
 import torch
 
 
@@ -205,6 +208,54 @@ class Transformers(Side):
         indices = output.enc_outputs_class.amax(-1).topk(queries, dim=1).indices
         content = {"logits": output.logits.float(), "boxes": output.pred_boxes.float(), "indices": indices}
         torch.save({name: tensor.cpu() for name, tensor in content.items()}, file)
+
+
+class Exported(Side):
+    """A file of `tools/export_model.py` in another runtime, from arrays to logits and boxes; texts are read each time.
+
+    Where the names take several prompts, all of it runs for each.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        size: Sequence[int],
+        batch: int,
+        categories: int,
+        dtype: str,
+        file: str,
+        runtime: str,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(dtype, device)
+        from grounding_dino.exported.runtimes import load_runtime
+        from grounding_dino.model_zoo import load_cfg
+        from grounding_dino.text.prompt_arrays import stack_prompts
+
+        self.model = load_runtime(file, runtime)
+        self.loading = peak_resident_bytes()
+        divisor = max(1, self.model.description.size_divisibility)
+        frame = [-(-side // divisor) * divisor for side in size]
+        images = np.zeros((batch, 3, *frame), dtype=np.float32)
+        images[..., : size[0], : size[1]] = torch.stack(pictures_of(size, batch)).numpy()
+        padding_mask = np.ones((batch, *frame), dtype=np.bool_)
+        padding_mask[:, : size[0], : size[1]] = False
+        pictures = {"images": images, "padding_mask": padding_mask}
+        self.calls: list[dict[str, Any]] = []
+        prompts = prompts_of(load_cfg(f"{folder}/{CONFIG_FILE}"), names_of(categories))
+        for prompt in prompts or (None,):
+            call = dict(pictures)
+            if prompt is not None:
+                text = stack_prompts([prompt] * batch)
+                call |= {"input_ids": text.input_ids, "position_ids": text.position_ids}
+                call |= {"text_padding_mask": text.padding_mask, "text_attention_mask": text.attention_mask}
+            self.calls.append({name: call[name] for name in self.model.input_names})
+        self.run()
+
+    def forward(self) -> Any:
+        for call in self.calls:
+            output = self.model.run(call)
+        return output
 
 
 class Ceiling:

@@ -25,6 +25,7 @@ ROLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ceiling": ("grounding_dino.cli.benchmark_sides:Ceiling", ("run",)),
     "ours": ("grounding_dino.cli.benchmark_sides:Ours", ("run", "memory", "parts", "chunk_parts", "compare")),
     "transformers": ("grounding_dino.cli.benchmark_sides:Transformers", ("run", "memory", "parts", "write_outputs")),
+    "exported": ("grounding_dino.cli.benchmark_sides:Exported", ("run", "memory")),
     "train ours": ("grounding_dino.cli.benchmark_training_sides:OurTraining", ("run", "memory", "facts")),
     "train transformers": (
         "grounding_dino.cli.benchmark_training_sides:TransformersTraining",

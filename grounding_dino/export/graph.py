@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from grounding_dino.export.padding import PictureSizes, as_if_alone
+from grounding_dino.export.padding import PictureSizes, Windows, as_if_alone
+from grounding_dino.modeling.meta_arch.detector import size_of
 from grounding_dino.structures import FeaturePyramid, Memory, Predictions, TextFeatures, TokenizedText
 
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ class DetectorGraph(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model.eval()
+        self.windows = Windows(model.backbone)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -66,10 +68,12 @@ class DetectorGraph(nn.Module):
         """The predictions for encoded text."""
         model = self.model
         sizes = PictureSizes.of_mask(padding_mask)
+        if model.padding_counts:
+            sizes = sizes.rounded_up(model.divisibility)
         pixels = ((images - model.pixel_mean) / model.pixel_std).masked_fill(padding_mask[:, None], 0.0)
-        with as_if_alone(model, sizes):
+        with as_if_alone(model, self.windows, sizes):
             maps, mask_map = model._project(pixels)
-            masks = [sizes.padding(m, stride) for m, stride in zip(maps, self.strides())]
+            masks = [sizes.padding(size_of(m), stride) for m, stride in zip(maps, self.strides())]
             features = FeaturePyramid(maps, masks, has_padding=True, mask_map=mask_map)
             with _constant_number_of_queries(model.query_selection):
                 found: Predictions = model.find(features, text).layers[-1]

@@ -141,8 +141,9 @@ class LabelFiles:
         annotation["area"] = int(coco_mask.area(detection["mask"]))
         if self.segmentation == "rle":
             return {**annotation, "segmentation": detection["mask"]}
-        polygons = polygons_of(detection["mask"])
-        return {**annotation, "segmentation": polygons} if polygons else annotation
+        # a mask without outline is its box: YOLO's trainings take polygons for all objects or for none
+        polygons = polygons_of(detection["mask"]) or [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        return {**annotation, "segmentation": polygons}
 
     def _grounded(self, caption: str, found: Sequence[Record]) -> Record:
         """A caption record: phrases by their character spans, and boxes that belong to them."""

@@ -151,6 +151,8 @@ class Detector:
             raise Refused(f"There is no model {request.model!r} here. There are: {', '.join(self.shelf.models)}.")
         if request.kind not in (CATEGORIES, CAPTION):
             raise Refused(f"A text is read as {CATEGORIES!r} or as a {CAPTION!r}, not as {request.kind!r}.")
+        if not isinstance(request.text, str) or not isinstance(request.not_wanted, str):
+            raise Refused("What to look for is a text: names with commas between them, or a caption.")
         text = request.text.strip()
         if len(text) + len(request.not_wanted) > MAX_TEXT:
             raise Refused(

@@ -320,3 +320,13 @@ def test_what_cannot_be_measured_is_said(arguments: list[str], words: str, capsy
 def test_the_allocator_is_tuned_where_it_matters(device: str, sides: list[str]) -> None:
     args = benchmark._parser().parse_args(["--config-file", "swin_t_ogc", "--device", device])
     assert benchmark._plan(args).sides == sides
+
+
+def test_exported_sides_need_the_file_and_one_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, words in (
+        (["--sides", "ours", "onnxruntime"], "give the exported file with --onnx"),
+        (["--onnx", "no_such.onnx"], "name one file that exists"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.main(["--config-file", "shapes_tiny", *flags])
+        assert words in capsys.readouterr().err

@@ -158,6 +158,15 @@ def test_masks(write, folder: Path, kind: str) -> None:
     assert len(line) == (5 if kind == "rle" else 9)
 
 
+def test_a_mask_of_a_line_is_its_box_among_polygons(write) -> None:
+    pixels = torch.zeros(1, 40, 60, dtype=torch.bool)
+    pixels[0, 5, 10:50] = True
+    out = write(
+        "coco", found={0: [detection("cat", [10, 5, 50, 6], mask=RleMasks.encode(pixels)[0])]}, segmentation="polygon"
+    )
+    assert COCO(out / "coco.json").anns[1]["segmentation"] == [[10, 5, 50, 5, 50, 6, 10, 6]]
+
+
 def test_outlines_of_several_parts_come_by_size() -> None:
     pixels = torch.zeros(1, 40, 60, dtype=torch.bool)
     pixels[0, 2:6, 2:6] = pixels[0, 10:30, 10:30] = True

@@ -76,6 +76,7 @@ def picture(tmp_path: Path) -> str:
         (Request("a", model="reads", text=" , "), "names nothing"),
         (Request("a", model="reads", text="x" * 6000), "6000 characters"),
         (Request("a", model="reads", text="cat", kind="Poem"), "'Poem'"),
+        (Request("a", model="reads", text=["cat"]), "is a text"),  # type: ignore[arg-type]
         (Request("a", model="fixed", text="cat"), "fixed list of classes and reads no text"),
     ],
 )

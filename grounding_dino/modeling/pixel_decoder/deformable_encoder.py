@@ -10,7 +10,7 @@ from grounding_dino.layers.constants import kept_for_sizes
 from grounding_dino.layers.ms_deform_attn import MSDeformAttn, layout_of_levels
 from grounding_dino.layers.position_encoding import image_position_embedding
 from grounding_dino.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
-from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures, mask_ratios
+from grounding_dino.modeling.pixel_decoder.mask_features import MaskFeatures
 from grounding_dino.modeling.pixel_decoder.text_fusion import TextFusionLayer, TextLayer, text_position_embedding
 from grounding_dino.structures import FeaturePyramid, Memory, TextFeatures
 
@@ -173,7 +173,7 @@ class DeformableEncoder(nn.Module):
         memory = dataclasses.replace(memory, features=tokens)
         if self.mask_features is not None:
             maps = self.mask_features(features, memory)
-            memory = dataclasses.replace(memory, mask_features=maps, mask_ratios=mask_ratios(features))
+            memory = dataclasses.replace(memory, mask_features=maps, mask_ratios=self.mask_features.ratios(features))
         return memory, text
 
     def position_embedding(self, features: FeaturePyramid) -> Tensor:

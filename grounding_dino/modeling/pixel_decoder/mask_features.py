@@ -51,13 +51,12 @@ class MaskFeatures(nn.Module):
         x = self.projection(F.relu(self.output(x)))
         return torch.as_tensor(x)
 
-
-def mask_ratios(features: FeaturePyramid) -> Tensor:
-    """(B, 2) w h: the share of the map of stride 4 that is each picture's own."""
-    assert features.mask_map is not None
-    height, width = features.mask_map.shape[-2:]
-    shares = [(columns / width, rows / height) for rows, columns in map(mask_size, features.frames)]
-    return torch.tensor(shares, dtype=torch.float32, device=features.mask_map.device)
+    def ratios(self, features: FeaturePyramid) -> Tensor:
+        """(B, 2) w h: the share of the map of stride 4 that is each picture's own."""
+        assert features.mask_map is not None
+        height, width = features.mask_map.shape[-2:]
+        shares = [(columns / width, rows / height) for rows, columns in map(mask_size, features.frames)]
+        return torch.tensor(shares, dtype=torch.float32, device=features.mask_map.device)
 
 
 def mask_size(frame: tuple[int, int]) -> tuple[int, int]:
