@@ -92,7 +92,7 @@ class LabelFiles:
         for entry, record in zip(self.plan, self.journal, strict=True):
             if entry["number"] != record["number"]:
                 raise ValueError(
-                    f"{self.folder} has no record of {entry['file_name']!r}, so that labels would go to other pictures; "
+                    f"{self.folder} has no record of {entry['file_name']!r}: labels would go to other pictures; "
                     "begin anew with --restart"
                 )
             yield entry, record
