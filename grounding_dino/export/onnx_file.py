@@ -18,6 +18,7 @@ from grounding_dino.export.trace import trace
 from grounding_dino.exported.description import METADATA_KEY, ModelDescription
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = (18, 19, 20)
@@ -50,8 +51,10 @@ def write_onnx(
         ValueError: as :func:`trace` raises it.
     """
     check_packages()
-    program = trace(graph, size)
-    with _quiet():
+    # Attention is taken apart into its formula, here as in the exporter: what a kernel gives may lie otherwise in memory,
+    # so that a view of the one would be none of the other.
+    with _quiet(), sdpa_kernel(SDPBackend.MATH):
+        program = trace(graph, size)
         found = torch.onnx.export(
             program,
             dynamo=True,

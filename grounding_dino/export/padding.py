@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from grounding_dino.modeling.backbone.swin import SwinStage, SwinTransformer, window_partition
+from grounding_dino.modeling.backbone.swin import SwinStage, SwinTransformer, up_to, window_partition
 from grounding_dino.modeling.backbone.timm_backbone import TimmBackbone
 from grounding_dino.modeling.meta_arch.detector import size_of
 from grounding_dino.modeling.pixel_decoder.mask_features import STRIDE, MaskFeatures
@@ -191,7 +191,7 @@ def _own_regions(sizes: PictureSizes, stride: int) -> Callable[[Any, tuple[Any, 
         own = sizes.cells(stride).rounded_up(window)
 
         def regions(size: int, ends: Tensor) -> Tensor:
-            padded = size + -size % window
+            padded = up_to(size, window)
             place = torch.arange(padded, device=x.device) + shift  # before the map was rolled
             first = place >= padded
             return torch.where(first, 0, 1 + (place >= ends[:, None]).long())  # (B, padded)

@@ -27,7 +27,7 @@ ARGUMENTS = ["--size", "64x96", "--categories", "cat", "traffic light"]
 MOVING = {
     *("unflatten", "meshgrid", "embedding", "flip", "repeat", "numpy_T", "resolve_conj", "resolve_neg", "mT", "topk"),
     *("index_fill_", "pad", "fill_", "masked_fill_", "all", "any", "numel", "sort", "argsort", "clone", "where"),
-    *("nonzero_numpy", "expand_as", "nms"),
+    *("nonzero_numpy", "expand_as", "nms", "lift_fresh"),
 }
 
 

@@ -318,7 +318,7 @@ def test_what_cannot_be_measured_is_said(arguments: list[str], words: str, capsy
     ("device", "sides"), [("cpu", ["ours", "transformers", "tuned"]), ("cuda", ["ours", "transformers"])]
 )
 def test_the_allocator_is_tuned_where_it_matters(device: str, sides: list[str]) -> None:
-    args = benchmark._parser().parse_args(["--config-file", "swin_t_ogc", "--device", device])
+    args = benchmark.build_parser().parse_args(["--config-file", "swin_t_ogc", "--device", device])
     assert benchmark._plan(args).sides == sides
 
 

@@ -1,10 +1,14 @@
-"""GLIP as a graph: the model's predictions, whatever lies on the padding. Writing it as a file takes minutes."""
+"""GLIP as a graph and as a file: the model's predictions, whatever lies on the padding."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from grounding_dino.export.describe import describe_model
+from grounding_dino.export.differences import TOLERANCE
 from grounding_dino.export.example import Example
 from grounding_dino.export.graph import DetectorGraph, graph_of
+from grounding_dino.export.onnx_file import check_file, write_onnx
 
 import pytest
 import torch
@@ -57,3 +61,11 @@ def test_the_description_says_how_places_are_read(tiny_glip: nn.Module, tiny_gli
     assert description.padding_counts and description.size_divisibility == 32
     assert description.dense is not None and description.dense.strides == (8, 16, 32, 64, 128)
     assert description.text is not None and not description.text.sub_sentence
+
+
+@pytest.mark.slow
+def test_a_file_finds_what_its_model_finds(graph: DetectorGraph, tiny_glip_cfg: CfgNode, tmp_path: Path) -> None:
+    path = str(tmp_path / "model.onnx")
+    write_onnx(graph, describe_model(tiny_glip_cfg, graph.model, "glip_t_c"), path, (96, 128))
+    for size in ((96, 128), (150, 70)):
+        assert max(check_file(path, graph, size).values()) < TOLERANCE

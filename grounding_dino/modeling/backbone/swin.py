@@ -95,7 +95,7 @@ class SwinBlock(nn.Module):
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         _, height, width, _ = x.shape
         window = self.window_size
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        x = F.pad(x, (0, 0, 0, up_to(width, window) - width, 0, up_to(height, window) - height))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         padded = x.shape
@@ -105,6 +105,11 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]
+
+
+def up_to(size: int, multiple: int) -> int:
+    """The next multiple that is no smaller; without remainders, which a traced graph could hardly cancel."""
+    return (size + multiple - 1) // multiple * multiple
 
 
 def window_partition(x: Tensor, window: int) -> Tensor:
@@ -126,7 +131,7 @@ def shifted_window_mask(height: int, width: int, window: int, shift: int, device
     """(windows, window^2, window^2): 0 between cells of one region of the shifted map, -100 between regions."""
 
     def regions(size: int) -> Tensor:
-        padded = size + -size % window
+        padded = up_to(size, window)
         index = torch.arange(padded, device=device)
         return (index >= padded - window).long() + (index >= padded - shift).long()
 
@@ -146,9 +151,9 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H/2, W/2, 2C), rounded up; an odd side is zero-padded."""
         _, height, width, _ = x.shape
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = F.pad(x, (0, 0, 0, up_to(width, 2) - width, 0, up_to(height, 2) - height))
         # order of the checkpoints: (even row, even column), (odd, even), (even, odd), (odd, odd)
-        x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return linear(self.reduction, self.norm(x))
 
 
@@ -200,7 +205,8 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H/4, W/4, C), rounded up."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        size = self.patch_size
+        images = F.pad(images, (0, up_to(width, size) - width, 0, up_to(height, size) - height))
         return self.norm(self.projection(images).permute(0, 2, 3, 1))
 
 
