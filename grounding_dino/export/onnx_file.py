@@ -51,8 +51,8 @@ def write_onnx(
         ValueError: as :func:`trace` raises it.
     """
     check_packages()
-    # Attention is taken apart into its formula, here as in the exporter: what a kernel gives may lie otherwise in memory,
-    # so that a view of the one would be none of the other.
+    # Attention is taken apart into its formula, here as in the exporter: what a kernel gives may lie otherwise in
+    # memory, so that a view of the one would be none of the other.
     with _quiet(), sdpa_kernel(SDPBackend.MATH):
         program = trace(graph, size)
         found = torch.onnx.export(
@@ -148,13 +148,19 @@ def check_file(path: str, graph: DetectorGraph, size: tuple[int, int]) -> dict[s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    """Without the exporter's remarks about itself.
+
+    The tracer's are made whenever their logger has a handler, which is most of the time where one listens to all loggers.
+    """
+    logger, tracer = logging.getLogger("torch.onnx"), logging.getLogger("torch.__trace")
+    level, handlers = logger.level, tracer.handlers
     logger.setLevel(logging.ERROR)
+    if "TORCH_TRACE" not in os.environ:
+        tracer.handlers = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        tracer.handlers = handlers
