@@ -150,7 +150,7 @@ def check_file(path: str, graph: DetectorGraph, size: tuple[int, int]) -> dict[s
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks about itself.
 
-    The tracer's are made whenever their logger has a handler, which is most of the time where one listens to all loggers.
+    The tracer's take long, and are made whenever their logger has a handler, as pytest gives one to every logger.
     """
     logger, tracer = logging.getLogger("torch.onnx"), logging.getLogger("torch.__trace")
     level, handlers = logger.level, tracer.handlers
