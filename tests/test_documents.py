@@ -180,3 +180,12 @@ def test_products_are_spelt_one_way(name):
     wrong = "Pytorch|Hugging[fF]ace|MaskDINO|GroundingDINO|Grounding Dino|Detectron 2|MMDetection|Github|Tensorboard"
     wrong += "|Onnx|onnxruntime|OpenVino|Numpy|Opencv|MM Grounding"
     assert not re.findall(rf"\b(?:{wrong})\b", prose)
+
+
+def test_extras_are_listed():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.partition("[project.optional-dependencies]")[2].partition("\n[project.")[0]
+    table = TEXTS["INSTALL.md"].partition("| extra ")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^(\w+) = \[", section, re.MULTILINE)) == set(
+        re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    )

@@ -27,6 +27,7 @@ PICTURES = sorted((Path(__file__).resolve().parents[1] / "demo" / "pictures").gl
 NAMES = ["red circle", "blue star", "green ring", "purple crescent", "orange star", "black square"]
 RANDOM = np.random.default_rng(0)
 PICTURES_OF_SIZES = [RANDOM.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 60), (60, 40), (300, 90))]
+INSTANCES = ("TEST.PANOPTIC_ON", False, "TEST.SEMANTIC_ON", False)
 
 
 class GraphInTorch:
@@ -114,6 +115,22 @@ def test_names_of_several_prompts(both: Pair) -> None:
         arguments = {"categories": names, "box_threshold": 0.05, "not_wanted": ["yellow ring"]}
         check_same(both[0](path, **arguments), both[1](path, **arguments))
     assert runtime.batches[before][0] > 1
+
+
+def test_a_model_of_fixed_classes_with_masks() -> None:
+    ours, torchs = pair_of("shapes_tiny_panoptic", INSTANCES)
+    assert ours.classes == torchs.classes
+    for path in PICTURES:
+        check_same(ours(path, box_threshold=0.3), torchs(path, box_threshold=0.3))
+    check_same(ours(PICTURES[0], not_wanted=ours.classes[:2]), torchs(PICTURES[0], not_wanted=ours.classes[:2]))
+    with pytest.raises(ValueError, match="reads no text"):
+        ours(PICTURES[0], ["cat"])
+
+
+def test_instances_of_a_panoptic_model_are_its_things() -> None:
+    ours, torchs = pair_of("shapes_tiny_panoptic")
+    for path in PICTURES[:2]:
+        check_same(ours(path, box_threshold=0.1), torchs(path, box_threshold=0.1)["instances"])
 
 
 @pytest.mark.parametrize("arguments", CALLS, ids=lambda call: "-".join(call))

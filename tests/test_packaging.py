@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import grounding_dino
@@ -100,6 +101,32 @@ def test_what_extras_ask_for_the_tests_have():
     options = {name: set(re.findall(r'"([^"]+)"', body)) for name, body in found}
     assert "hub" in options
     assert not {name: wanted - options["dev"] for name, wanted in options.items() if wanted - options["dev"]}
+
+
+BROUGHT_BY = {  # what is imported, and comes with something that is declared
+    **dict.fromkeys(("fastapi", "gradio_client", "httpx", "uvicorn"), "gradio"),
+    "mkdocs": "mkdocs-material",
+    "onnx_ir": "onnxscript",
+}
+
+
+def test_what_is_imported_is_declared():
+    """Else a test passes where somebody once installed the package by hand, and fails in a fresh environment."""
+    options = PYPROJECT.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    dev = re.search(r"^dev = \[(.*?)^\]", options, re.MULTILINE | re.DOTALL)[1]
+    wanted = requirements().keys() | {re.split("[^\\w-]", line)[0] for line in re.findall(r'"([^"]+)"', dev)}
+    declared = {name.lower().replace("_", "-") for name in wanted}
+    files = [file for folder in ("grounding_dino", "tests", "docs") for file in (ROOT / folder).rglob("*.py")]
+    text = "\n".join(file.read_text() for file in files if "reference" not in file.parts)
+    imported = set(re.findall(r"^ *(?:from|import) +([A-Za-z_]\w*)", text, re.MULTILINE)) - {"grounding_dino"}
+    owners = {name: dists for name, dists in packages_distributions().items() if name in imported}
+    assert {"torch", "gradio"} <= owners.keys()
+    missing = {
+        name: dists
+        for name, dists in owners.items()
+        if not {dist.lower().replace("_", "-") for dist in [BROUGHT_BY.get(name), *dists] if dist} & declared
+    }
+    assert not {name for name in missing if name != "detectron2"}
 
 
 def test_nobody_owns_the_name_detectron2():

@@ -94,12 +94,13 @@ class OpenVinoRuntime:
             raise ValueError(f"OpenVINO cannot load {str(path)!r} for {device!r}: {error}") from error
         where = ["framework", METADATA_KEY]
         self.description = _described(path, model.get_rt_info(where).value if model.has_rt_info(where) else None)
-        self.input_names = frozenset(port.get_any_name() for port in self._model.inputs)
+        # a tensor has several names where graphs were joined; the node has the file's
+        self.input_names = frozenset(port.get_node().get_friendly_name() for port in self._model.inputs)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """As :class:`Runtime`."""
         found = self._model(dict(inputs))
-        return {port.get_any_name(): np.asarray(found[port]) for port in self._model.outputs}
+        return {name: np.asarray(found[port]) for port in self._model.outputs for name in port.get_names()}
 
 
 RUNTIMES: dict[str, Callable[..., Runtime]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVinoRuntime}

@@ -84,10 +84,18 @@ class LabelFiles:
         return counts
 
     def _pairs(self) -> Iterator[tuple[Entry, Record]]:
-        """Every entry with its record; that of an entry which was an error from the beginning is its error."""
-        records = iter(self.journal)
-        for entry in self.plan:
-            yield entry, entry if "error" in entry else next(records)
+        """Every entry with its record, which those have too that were errors from the beginning.
+
+        Raises:
+            ValueError: the journal is not of this list.
+        """
+        for entry, record in zip(self.plan, self.journal, strict=True):
+            if entry["number"] != record["number"]:
+                raise ValueError(
+                    f"{self.folder} has no record of {entry['file_name']!r}: labels would go to other pictures; "
+                    "begin anew with --restart"
+                )
+            yield entry, record
 
     def _write_failures(self) -> Counter[str]:
         counts: Counter[str] = Counter()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from grounding_dino.labelling.inputs import Listed
+from grounding_dino.picture_files import PICTURE_SUFFIXES
 from grounding_dino.whole_file import whole_file
 
 Entry = dict[str, Any]
@@ -20,6 +22,8 @@ Entry = dict[str, Any]
 _FILE = "pictures.jsonl"
 _LONGEST_PART = 200  # bytes of a part of a path; file systems allow 255, and suffixes follow
 _COMMIT_EVERY = 10_000
+_BREAKS_LINES = re.compile("[\0-\x1f\x7f\x85\u2028\u2029]")
+_FILE_SUFFIXES = (*PICTURE_SUFFIXES, ".txt", ".xml")  # of pictures and labels in formats with a file a picture
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,20 @@ def _name_fault(name: str) -> str:
 
 
 def _label_name(file_name: str) -> str:
-    """The name without suffix as a relative path that leads nowhere else, whatever an archive says."""
-    parts = [
-        part for part in PurePosixPath(file_name.replace("\0", "_")).with_suffix("").parts if part not in ("/", "..")
-    ]
-    return "/".join(_shortened(part) for part in parts) or "picture"
+    """The name without suffix as a relative path that leads nowhere else, whatever an archive says.
+
+    Lists of names are read by lines, so there is none that breaks one. A folder never has the name that a file beside
+    it may get, such as `a.txt`, nor is it called `images`: trainings look for the labels of `images/NAME` below the
+    last folder of that name.
+    """
+    path = PurePosixPath(_BREAKS_LINES.sub("_", file_name)).with_suffix("")
+    *folders, name = [part for part in path.parts if part not in ("/", "..")] or ["picture"]
+    return "/".join(_shortened(part) for part in [*map(_folder_name, folders), name])
+
+
+def _folder_name(part: str) -> str:
+    is_like_file = os.path.splitext(part)[1].lower() in _FILE_SUFFIXES
+    return part.replace(".", "_") if is_like_file else "images_" if part == "images" else part
 
 
 def _shortened(part: str) -> str:

@@ -76,6 +76,17 @@ def test_all_formats_of_a_folder_with_broken_pictures(tmp_path: Path, capsys: py
     assert label_files(tmp_path / "out") == before
 
 
+def test_an_error_of_the_list_moves_no_label_to_another_picture(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "in", 6)
+    Path(os.fsdecode(os.fsencode(pictures) + b"/a\xff.png")).touch()  # comes first
+    assert here(pictures, tmp_path / "out", *FORMATS) == 1
+    (failed,) = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
+    assert failed["file_name"] == "a\\udcff.png" and "no valid UTF-8" in failed["reason"]
+    found = COCO(tmp_path / "out" / "coco.json").imgs.values()
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in found}
+    assert sizes == {str(f.relative_to(pictures)): Image.open(f).size for f in sorted(pictures.glob("*/*.png"))}
+
+
 def test_another_format_later_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = write_pictures(tmp_path / "in", 3)
     assert here(pictures, tmp_path / "out") == 0

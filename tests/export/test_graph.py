@@ -50,7 +50,7 @@ def test_pictures_padded_in_a_batch_have_the_results_that_the_model_gives_them_a
     example = Example.of_size((129, 193), count=3)
     outputs = run(graph, example)
     for row in range(3):
-        alone = example.picture(row).answers(model)
+        alone = example.picture(row).answers(graph)
         found = differences(alone, parts_of(graph.output_names, outputs, row, alone))
         assert max(found.values()) < 1e-4, (row, found)
 
@@ -70,10 +70,10 @@ def test_values_on_padding_mean_nothing(
 def test_a_picture_with_fewer_tokens_than_queries_has_a_surplus_without_scores(
     family_cfg: Callable[..., CfgNode], spread_model: Callable[[CfgNode], nn.Module]
 ) -> None:
-    model = spread_model(family_cfg("grounding_dino", "MODEL.QUERY_SELECTION.NUM_QUERIES", 500))
+    graph = graph_of(spread_model(family_cfg("grounding_dino", "MODEL.QUERY_SELECTION.NUM_QUERIES", 500)))
     example = Example.of_size((96, 128), count=1)
-    logits, boxes = run(graph_of(model), example)
-    alone = example.answers(model)
+    logits, boxes = run(graph, example)
+    alone = example.answers(graph)
     count = alone["pred_logits"].shape[1]
     assert count < logits.shape[1] == boxes.shape[1] == 500
     assert torch.isneginf(logits[:, count:]).all() and boxes.isfinite().all()
@@ -83,11 +83,11 @@ def test_a_picture_with_fewer_tokens_than_queries_has_a_surplus_without_scores(
 def test_a_model_is_as_before_when_its_graph_has_run(
     family_cfg: Callable[..., CfgNode], spread_model: Callable[[CfgNode], nn.Module]
 ) -> None:
-    model = spread_model(family_cfg("mask_dino"))
+    graph = graph_of(spread_model(family_cfg("mask_dino")))
     example = Example.of_size((96, 128))
-    before = example.answers(model)
-    run(graph_of(model), example)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), example.answers(model).values()))
+    before = example.answers(graph)
+    run(graph, example)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), example.answers(graph).values()))
 
 
 def test_a_model_that_nobody_described_is_refused() -> None:

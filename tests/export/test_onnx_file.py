@@ -49,7 +49,7 @@ def test_a_file_finds_what_its_model_finds_whatever_the_batch_the_sizes_and_the_
             inputs = {name: tensor.numpy() for name, tensor in example.inputs(graph).items()}
             outputs = runtime.run({name: inputs[name] for name in runtime.input_names})
             for row in range(count):
-                alone = example.picture(row).answers(model)
+                alone = example.picture(row).answers(graph)
                 found = parts_of(list(alone), [outputs[name] for name in alone], row, alone)
                 assert max(differences(alone, found).values()) < TOLERANCE, (runtime, size, row)
 

@@ -56,3 +56,15 @@ def test_the_digest_tells_other_pictures(folder: Path, tmp_path: Path) -> None:
     assert digest_of(PictureInputs([str(folder)])) == plan.digest
     (folder / "b.png").rename(folder / "z.png")
     assert digest_of(PictureInputs([str(folder)])) != plan.digest
+
+
+def test_labels_stand_where_a_file_and_a_folder_would_have_one_name(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.txt/b.jpg", "c.JPG", "c.jpg/d.png", "e.xml/f.jpg", "a_txt/b.png", "v1.2/g.jpg"]
+    labels = [entry["label_name"] for entry in write_plan(tmp_path, map(picture, names))]
+    assert labels == ["a", "a_txt/b", "c", "c_jpg/d", "e_xml/f", "a_txt/b_2", "v1.2/g"]
+
+
+def test_no_folder_of_labels_is_called_images_and_no_name_breaks_a_line(tmp_path: Path) -> None:
+    names = ["images/a.jpg", "images_/a.jpg", "x/images/b.jpg", "images.jpg", "new\nline\u2028.jpg"]
+    labels = [entry["label_name"] for entry in write_plan(tmp_path, map(picture, names))]
+    assert labels == ["images_/a", "images_/a_2", "x/images_/b", "images", "new_line_"]
