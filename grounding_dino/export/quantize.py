@@ -24,9 +24,10 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
 
     Raises:
         ImportError: a package is missing.
-        ValueError: there is no matrix to quantise.
+        ValueError: the file is damaged, or there is no matrix to quantise.
     """
     check_packages()
+    _check_whole(source)
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -55,6 +56,19 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
             logger.setLevel(level)
         os.replace(written, target)
     return len(chosen)
+
+
+def _check_whole(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no .onnx file with ValueError."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        whole = onnx.load(path, load_external_data=False).HasField("graph")
+    except DecodeError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{str(path)!r} is no .onnx file, or a damaged one; export it anew")
 
 
 def large_matrices(graph: Any) -> list[str]:

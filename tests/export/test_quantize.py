@@ -72,3 +72,12 @@ def test_a_file_without_large_matrices_is_told(weights: dict[str, np.ndarray], t
     with pytest.raises(ValueError, match="no linear layer of 4096 weights or more"):
         quantize_file(path, tmp_path / "int8.onnx")
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(100)])
+def test_a_damaged_file_is_told(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.onnx' is no .onnx file, or a damaged one"):
+        quantize_file(path, tmp_path / "int8.onnx")
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
