@@ -62,6 +62,28 @@ def test_a_quantised_file_is_smaller_and_near(weights: dict[str, np.ndarray], tm
     np.testing.assert_array_equal(run(source), run(target))
 
 
+def test_layers_that_share_transposed_weights(tmp_path: Path) -> None:
+    """Two Gemm nodes read one matrix transposed, whose shape the file keeps too, as GLIP's levels do."""
+    weight = RANDOM.standard_normal((32, 160)).astype(np.float32)
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 160]) for name in ("one", "two")]
+    found = [helper.make_tensor_value_info(f"{row.name}_found", TensorProto.FLOAT, ["batch", 32]) for row in rows]
+    nodes = [
+        helper.make_node("Gemm", [row.name, "weight"], [each.name], name=f"{row.name}_layer", transB=1)
+        for row, each in zip(rows, found)
+    ]
+    kept = helper.make_tensor_value_info("weight", TensorProto.FLOAT, weight.shape)
+    graph = helper.make_graph(
+        nodes, "graph", rows, found, [numpy_helper.from_array(weight, "weight")], value_info=[kept]
+    )
+    source, target = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), source)
+    assert quantize_file(source, target) == 2
+    pictures = {row.name: RANDOM.standard_normal((3, 160)).astype(np.float32) for row in rows}
+    for row, answer in zip(pictures.values(), onnxruntime.InferenceSession(str(target)).run(None, pictures)):
+        exact = row @ weight.T
+        assert 0 < np.abs(answer - exact).max() < 0.1 * np.abs(exact).max()
+
+
 def test_a_file_without_large_matrices_is_told(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     model = model_of({name: array[..., :4] for name, array in weights.items()} | {"large": weights["large"][:4]})
     path = tmp_path / "model.onnx"
