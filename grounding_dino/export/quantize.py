@@ -56,6 +56,9 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
             )
         finally:
             logger.setLevel(level)
+        model = onnx.load(written, load_external_data=False)
+        del model.graph.value_info[:]  # not all inferred right: ONNX Runtime warns of those of sequences
+        onnx.save(model, written)
         os.replace(written, target)
     return len(chosen)
 
