@@ -126,6 +126,9 @@ def calibrate(args: argparse.Namespace) -> int:
     pictures = [LabelledPictures(cfg, text.partition("=")[0].strip()) for text in sets]
     predictor = load_predictor(args.config_file, args.weights, args.device, args.opts)
     found = [each.detect(predictor, args.batch_size) for each in pictures]
+    if found[0].failures and not found[0].truth.dataset["images"]:
+        count, (path, reason) = len(found[0].failures), found[0].failures[0]
+        raise ValueError(f"none of the {count} pictures of {pictures[0].name!r} can be read; {path}: {reason}")
     judged = [judge(each.truth, each.results, args.iou) for each in found]
     calibration = Calibrator(args.precision, args.pool_weight)(judged[0])
     facts = facts_of(args, predictor, pictures[0].name, found[0], judged[0], calibration)

@@ -15,6 +15,8 @@ from grounding_dino.cli.arguments import picture_size, program
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 OPSETS = (18, 19, 20)
 EXAMPLE_SIZE = (256, 320)
+# What says which model is exported, and how: of no use where --from begins with a file.
+OF_MODELS = ("config_file", "weights", "random_weights", "opset", "size", "check")
 EPILOG = """\
 The file takes any number of pictures of any size, and texts of any length. Its inputs and outputs are described in
 grounding_dino/export/graph.py; grounding_dino.onnx_predictor.OnnxPredictor("model.onnx") calls it with pictures and
@@ -92,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.source:
             return change_file(arguments)
         return export(arguments, kind)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {reason}", file=sys.stderr)
         return 1
 
 
@@ -109,6 +112,14 @@ def _kind(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str
         parser.error(f"--output {arguments.output!r} ends in neither .onnx nor .pt2; say --format onnx or torch")
     if kind != "onnx" and (arguments.source or arguments.quantize or arguments.evaluate):
         parser.error("--from, --quantize and --evaluate are of .onnx files")
+    unread = [name for name in OF_MODELS if arguments.source and getattr(arguments, name) != parser.get_default(name)]
+    if unread:
+        flag = {"check": "no-check"}.get(unread[0], unread[0]).replace("_", "-")
+        parser.error(
+            f"--{flag} is about exporting a model, but --from begins with a file that was exported; leave one out"
+        )
+    if arguments.source and arguments.opts and not arguments.evaluate:
+        parser.error(f"with --from, options such as {arguments.opts[0]} are of --evaluate, which is not asked for")
     if arguments.weights and arguments.random_weights:
         parser.error("--weights and --random-weights exclude each other")
     return kind

@@ -18,6 +18,7 @@ Point = tuple[int, int]
 SIZES = (1.0, 0.85, 0.7)  # of the text, tried one after the other until all labels have a place
 FEW = 8  # labels may cover any part of a small picture
 MOST_COVERED = 0.25  # of a picture by more labels
+MOST_WITHOUT = 100  # labels in a row without a place: where hundreds of objects overlap, the next seldom has one
 MOST_HIDDEN = 0.5  # of one object, or of several together, by the label of another
 _WIDEST = 0.6  # of a picture's width
 _NEAR_ENOUGH = 0.6  # of a label's height: farther from its object it is tied to it by a line
@@ -144,7 +145,8 @@ def lay_out_labels(
 
     All letters of a picture have one size. Labels are placed by score, the best first. Where one finds no place, all
     are made smaller, to 70 % and never below 10 pixels. Those that then find none near their object that leaves the
-    other objects visible, and those beyond 25 % of the picture, are left out: the worst.
+    other objects visible, and those beyond 25 % of the picture, are left out: the worst. After 100 in a row that found
+    no place no more are tried.
 
     Args:
         texts: N; an empty one is no label.
@@ -160,7 +162,8 @@ def lay_out_labels(
     sizes = sorted({max(MIN_TEXT_SIZE, round(share * size)) for share in SIZES}, reverse=True)
     placed: list[PlacedLabel] = []
     for letters in sizes:
-        placed = _lay_out(wanted, texts, corners, picture, letters, centred)
+        most_without = MOST_WITHOUT if letters == sizes[-1] else 1  # one is enough for smaller letters
+        placed = _lay_out(wanted, texts, corners, picture, letters, centred, most_without)
         if len(placed) == len(wanted):
             break
     return placed
@@ -173,18 +176,22 @@ def _lay_out(
     picture: Point,
     letters: int,
     centred: bool,
+    most_without: int,
 ) -> list[PlacedLabel]:
+    """As many as find places, until `most_without` in a row found none."""
     layout = LabelLayout(*picture, () if centred else boxes, gap=max(1, round(letters / 12)))
     widest = min(picture[0], max(round(_WIDEST * picture[0]), 8 * letters))
     room = MOST_COVERED * picture[0] * picture[1]
     placed: list[PlacedLabel] = []
+    without = 0
     for index in wanted:
         text, font = fit_text(texts[index], letters, widest)
         size = label_size(text, font)
         room -= size[0] * size[1]
-        if room < 0 and len(placed) >= FEW:
+        if (room < 0 and len(placed) >= FEW) or without == most_without:
             break
         place = layout.place(size, boxes[index].tolist(), centred)
+        without = without + 1 if place is None else 0
         if place is not None:
             x, y = place.corner
             placed.append(PlacedLabel(index, text, font, (x, y, x + size[0], y + size[1]), place.leader))

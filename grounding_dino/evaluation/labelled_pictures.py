@@ -69,6 +69,14 @@ class LabelledPictures:
             )
         settings = settings_by_dataset(cfg).get(name)
         self.names: list[str] = rename(classes, settings.prompt_names if settings else {}, name if settings else "")
+        first: dict[str, str] = {}
+        for each in self.names:
+            if normalised_name(each) in first:
+                raise ValueError(
+                    f"{name!r} has the categories {first[normalised_name(each)]!r} and {each!r}, which are one name "
+                    "to the model; make one category of them, or rename one"
+                )
+            first[normalised_name(each)] = each
 
     def detect(self, predictor: GroundingPredictor, batch_size: int = 1) -> Found:
         """What the predictor finds in a call with these names; pictures that fail are left out, with their objects.

@@ -24,9 +24,10 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
 
     Raises:
         ImportError: a package is missing.
-        ValueError: there is no matrix to quantise.
+        ValueError: the file is damaged, or there is no matrix to quantise.
     """
     check_packages()
+    _check_whole(source)
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -39,6 +40,8 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
         chosen = large_matrices(model.graph)
         if not chosen:
             raise ValueError(f"{str(source)!r} has no linear layer of {SMALLEST} weights or more to quantise")
+        _turn_weights(model.graph)
+        onnx.save(model, folded)
         logger = logging.getLogger()
         level = logger.level
         logger.setLevel(logging.ERROR)  # the package advises what is done above
@@ -53,8 +56,24 @@ def quantize_file(source: str | os.PathLike[str], target: str | os.PathLike[str]
             )
         finally:
             logger.setLevel(level)
+        model = onnx.load(written, load_external_data=False)
+        del model.graph.value_info[:]  # not all inferred right: ONNX Runtime warns of those of sequences
+        onnx.save(model, written)
         os.replace(written, target)
     return len(chosen)
+
+
+def _check_whole(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no .onnx file with ValueError."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        whole = onnx.load(path, load_external_data=False).HasField("graph")
+    except DecodeError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{str(path)!r} is no .onnx file, or a damaged one; export it anew")
 
 
 def large_matrices(graph: Any) -> list[str]:
@@ -67,3 +86,30 @@ def large_matrices(graph: Any) -> list[str]:
         if len(shape) == 2 and shape[0] * shape[1] >= SMALLEST:
             chosen.append(node.name)
     return chosen
+
+
+def _turn_weights(graph: Any) -> None:
+    """Give layers that read their weights transposed the transposed weights, once for all layers that share them.
+
+    `quantize_dynamic` does so for each layer anew, in place, and so turns shared weights back and forth; the shapes
+    kept of values, which are inferred anew, then contradict it.
+    """
+    from onnx import numpy_helper
+
+    del graph.value_info[:]
+    weights = {weight.name: weight for weight in graph.initializer}
+    turned: set[str] = set()
+    for node in graph.node:
+        transposed = [each for each in node.attribute if each.name == "transB" and each.i]
+        if node.op_type != "Gemm" or not transposed or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        if name not in turned:
+            turned.add(name)
+            array = numpy_helper.to_array(weights[name]).T.copy()
+            graph.initializer.append(numpy_helper.from_array(array, f"{name}.transposed"))
+        node.input[1] = f"{name}.transposed"
+        transposed[0].i = 0
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for name in turned - read:
+        graph.initializer.remove(weights[name])

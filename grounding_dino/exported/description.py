@@ -1,6 +1,7 @@
 """What an exported file says about its model: how pictures and texts enter it, and how its answers are read.
 
-It is json, in the file's own metadata under the key METADATA_KEY, so that the file alone is enough.
+It is json, in the file's own metadata under the key METADATA_KEY, so that the file alone is enough. A vocabulary of
+one's own it only names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class TextDescription:
         max_tokens: of a prompt, [CLS] and [SEP] included.
         sub_sentence: tokens attend inside their own phrase; else to the whole text.
         names_per_prompt: at most; 0 lists as many as fit.
-        vocabulary: as MODEL.TEXT_ENCODER.VOCABULARY.
+        vocabulary: as MODEL.TEXT_ENCODER.VOCABULARY; a path has to lead to the file wherever the model is used.
     """
 
     max_tokens: int = 256
@@ -140,4 +141,6 @@ class ModelDescription:
 
 def _part(kind: type[Part], fields: Mapping[str, Any]) -> Part:
     """A dataclass of its fields; json has lists for tuples."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{fields!r} stands where the fields of a {kind.__name__} are expected")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})

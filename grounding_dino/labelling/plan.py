@@ -138,6 +138,7 @@ class _OnDiskNames(contextlib.AbstractContextManager["_OnDiskNames"]):
     def __init__(self, file: Path) -> None:
         self._file = file
         self._changes = 0
+        self._counts: dict[str, int] = {}  # of names that came again: a table's pictures may all be called alike
 
     def __enter__(self) -> _OnDiskNames:
         self._remove()
@@ -169,10 +170,13 @@ class _OnDiskNames(contextlib.AbstractContextManager["_OnDiskNames"]):
 
     def fresh(self, name: str) -> str:
         """The name, numbered where it is taken; names that differ in case alone are one to some file systems."""
-        numbered, count = name, 1
+        key = name.lower()
+        numbered, count = name, self._counts.get(key, 1)
         while not self.is_new(f"label {numbered.lower()}"):
             count += 1
             numbered = f"{name}_{count}"
+        if count > 1:
+            self._counts[key] = count
         return numbered
 
     def _remove(self) -> None:

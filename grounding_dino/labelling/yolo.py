@@ -73,7 +73,7 @@ def _picture(record: Record, folder: Path, pictures: str, reader: PictureReader,
         lost["pictures in shards, to which nothing can be linked: --yolo-pictures copy takes them out"] += 1
         return ""
     encoded = reader.encoded(record) if path is None else b""
-    suffix = PurePosixPath(record["file_name"]).suffix.lower() or _suffix(encoded)
+    suffix = PurePosixPath(record["file_name"]).suffix.lower() or _suffix(path or io.BytesIO(encoded))
     name = f"images/{record['label_name']}{suffix}"
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     if path is None:
@@ -85,9 +85,9 @@ def _picture(record: Record, folder: Path, pictures: str, reader: PictureReader,
     return name
 
 
-def _suffix(encoded: bytes) -> str:
-    """What the name of an encoded picture without a suffix should have."""
-    with Image.open(io.BytesIO(encoded)) as picture:
+def _suffix(file: str | io.BytesIO) -> str:
+    """What the name of a picture without a suffix should have."""
+    with Image.open(file) as picture:
         return f".{(picture.format or 'png').lower()}"
 
 

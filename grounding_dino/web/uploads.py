@@ -32,7 +32,7 @@ def read_upload(path: str | Path, name: str, max_megapixels: float) -> RgbArray:
                     f"page takes up to {max_megapixels:g}. Make it smaller."
                 )
             return from_pil(picture)
-    except (UnidentifiedImageError, FileNotFoundError):
+    except (UnidentifiedImageError, FileNotFoundError, IsADirectoryError):  # they name the server's path
         raise ValueError(
             f"The file {name} is not a picture that can be read. JPEG, PNG, WebP, GIF, TIFF, BMP and AVIF can."
         ) from None

@@ -151,6 +151,8 @@ def test_wrong_options_end_with_usage(options, message, capsys):
         ("no_such_set", [], "no_such_set"),
         ("odinw13", [], "is a group of data sets"),
         ("a=empty.json:.", [], "no picture has an object"),
+        ("a=twice.json:.", [], "'cup' and ' Cup', which are one name to the model"),
+        ("a=broken.json:.", [], "none of the 1 pictures of 'a' can be read; "),
         ("a=captions.jsonl:.", [], "texts of their own"),
         ("a=empty.json:.", ["--output", "."], "is a folder"),
         ("a=empty.json:.", ["--output", "x.json", "--plot", "x.json"], "are one file"),
@@ -164,6 +166,11 @@ def test_wrong_usage_is_a_sentence(predictor, dataset, options, message, monkeyp
     image = {"id": 1, "file_name": "a.png", "height": 30, "width": 40}
     content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cup"}]}
     Path("empty.json").write_text(json.dumps(content))
+    Path("twice.json").write_text(
+        json.dumps({**content, "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": " Cup"}]})
+    )
+    Path("broken.png").write_bytes(b"broken")
+    Path("broken.json").write_text(json.dumps({**content, "images": [{**image, "file_name": "broken.png"}]}))
     row = {"filename": "a.png", "height": 30, "width": 40, "grounding": {"caption": "a cup", "regions": []}}
     Path("captions.jsonl").write_text(json.dumps(row) + "\n")
     assert main(["--dataset", dataset, *options]) == 2

@@ -18,6 +18,12 @@ import pytest
         (["--output", "model.onnx", "--weights", "a.pth", "--random-weights"], "exclude each other"),
         (["--output", "model.onnx", "--size", "800"], "is not a size"),
         (["--output", "model.onnx", "--opset", "11"], "invalid choice"),
+        (
+            ["--from", "a.onnx", "--evaluate", "shapes_val", "--weights", "b.pth"],
+            "--weights is about exporting a model",
+        ),
+        (["--from", "a.onnx", "--evaluate", "shapes_val", "--no-check"], "--no-check is about exporting a model"),
+        (["--from", "a.onnx", "--quantize", "int8", "--output", "b.onnx", "OUTPUT_DIR", "x"], "are of --evaluate"),
     ],
 )
 def test_flags_that_make_no_sense_end_with_a_sentence(

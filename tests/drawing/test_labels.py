@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from grounding_dino.drawing.labels import MOST_COVERED, LabelLayout, PlacedLabel, lay_out_labels
+from typing import Any
+
+from grounding_dino.drawing.labels import MOST_COVERED, MOST_WITHOUT, LabelLayout, Place, PlacedLabel, lay_out_labels
 from grounding_dino.drawing.text import MIN_TEXT_SIZE, text_size
 
 import numpy as np
@@ -80,6 +82,25 @@ def test_the_worst_are_left_out_where_there_is_no_room() -> None:
     shown = [scores[label.index] for label in placed]
     assert shown == sorted(shown, reverse=True) and max(scores) == shown[0]
     assert np.mean(shown) > np.mean(scores)
+
+
+def test_no_more_are_tried_after_many_in_a_row_without_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 objects on one spot: sizes that do not do for all end at the first label without a place."""
+    tried: dict[int, list[bool]] = {}
+    place = LabelLayout.place
+
+    def counted(layout: LabelLayout, size: tuple[int, int], *arguments: Any) -> Place | None:
+        found = place(layout, size, *arguments)
+        tried.setdefault(size[1], []).append(found is not None)
+        return found
+
+    monkeypatch.setattr(LabelLayout, "place", counted)
+    boxes = np.repeat([(900.0, 700, 1000, 800)], 900, axis=0)
+    placed = lay_out_labels(["cat 90%"] * 900, boxes, (2000, 1500), 30)
+    check(placed, boxes, 2000, 1500)
+    *larger, smallest = [tried[height] for height in sorted(tried, reverse=True)]
+    assert len(larger) == 2 and all(found.count(False) == 1 for found in larger)
+    assert smallest == [True] * len(placed) + [False] * MOST_WITHOUT
 
 
 def test_labels_leave_other_objects_visible() -> None:

@@ -36,6 +36,7 @@ def test_a_description_comes_back(description: ModelDescription) -> None:
         ('{"version": 2}', "not of version 1"),
         ('{"version": 1, "name": "a"}', "either a text or fixed classes"),
         ('{"version": 1, "name": "a", "text": {"colour": 3}}', "colour"),
+        ('{"version": 1, "name": "a", "text": 5}', "5 stands where the fields of a TextDescription are expected"),
         ('{"version": 1, "name": "a", "classes": {"names": ["x"], "columns": []}}', "1 names of classes for 0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from grounding_dino.labelling.journal import Journal
 from grounding_dino.labelling.outputs import LabelFiles, spans_in
 from grounding_dino.labelling.plan import write_plan
 from grounding_dino.labelling.polygons import polygons_of
+from grounding_dino.labelling.yolo import write_yolo
 from grounding_dino.structures import RleMasks
 
 import pytest
@@ -216,3 +218,11 @@ def test_names_of_single_pictures_are_collected_in_the_order_of_the_list(write) 
 )
 def test_phrases_are_found_in_their_caption(caption: str, phrase: str, words: list[str]) -> None:
     assert [caption[start:end] for start, end in spans_in(caption, phrase)] == words
+
+
+@pytest.mark.parametrize("pictures", ["link", "copy"])
+def test_a_picture_of_a_list_without_suffix_gets_one(folder: Path, tmp_path: Path, pictures: str) -> None:
+    file = (folder / "a.png").rename(folder / "plain")
+    record = {"file_name": "plain", "label_name": "plain", "source": {"path": str(file)}, "annotations": []}
+    write_yolo(tmp_path / "yolo", [record], ["cat"], pictures, Counter())
+    assert (tmp_path / "yolo" / "images" / "plain.png").read_bytes() == file.read_bytes()

@@ -68,3 +68,9 @@ def test_no_folder_of_labels_is_called_images_and_no_name_breaks_a_line(tmp_path
     names = ["images/a.jpg", "images_/a.jpg", "x/images/b.jpg", "images.jpg", "new\nline\u2028.jpg"]
     labels = [entry["label_name"] for entry in write_plan(tmp_path, map(picture, names))]
     assert labels == ["images_/a", "images_/a_2", "x/images_/b", "images", "new_line_"]
+
+
+def test_many_pictures_of_one_name_are_numbered_at_once(tmp_path: Path) -> None:
+    listed = (Listed("p.parquet/image.jpg", {"shard": __file__, "row": row}) for row in range(5000))
+    labels = [entry["label_name"] for entry in write_plan(tmp_path, listed)]
+    assert labels[::4999] == ["p.parquet/image", "p.parquet/image_5000"] and len(set(labels)) == 5000

@@ -61,6 +61,7 @@ def test_what_is_no_picture_is_refused_without_the_server_s_paths(tmp_path: Path
         (words, "is not a picture"),
         (script, "is not a picture"),
         (tmp_path / "x", "is not"),
+        (tmp_path, "is not a picture"),
     ):
         with pytest.raises(ValueError, match=said) as refused:
             read_upload(path, "mine.png", 2)
