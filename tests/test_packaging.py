@@ -106,6 +106,7 @@ def test_what_extras_ask_for_the_tests_have():
 BROUGHT_BY = {  # what is imported, and comes with something that is declared
     **dict.fromkeys(("fastapi", "gradio_client", "httpx", "uvicorn"), "gradio"),
     "mkdocs": "mkdocs-material",
+    "google": "onnx",  # protobuf
     "onnx_ir": "onnxscript",
 }
 
